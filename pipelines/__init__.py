@@ -1,0 +1,1 @@
+"""Files on disk become batches on a device: lists, integrity, sharding, loaders."""

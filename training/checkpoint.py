@@ -1,0 +1,141 @@
+"""Checkpoints that survive a kill at any moment, and weights that travel.
+
+A checkpoint is a folder `checkpoints/step-00001234/` of `model.safetensors`, `state.pt` and `digest.json`. It is
+written under a temporary name, flushed to disk, renamed, and only then does the file `LAST` point to it.
+Loading never unpickles objects: safetensors, and `torch.load(weights_only=True)`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipelines.errors import DataError
+
+
+class Checkpoints:
+    """The checkpoints of one run directory.
+
+    Args:
+        folder: where they lie; made on the first save.
+        keep: how many are kept.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(self, step: int, weights: dict[str, Tensor], state: dict[str, Any]) -> Path:
+        """Write a checkpoint, make it the last, and delete the oldest beyond `keep`."""
+        final = self.folder / f"step-{step:08d}"
+        temporary = self.folder / f".{final.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(_contiguous(weights), temporary / "model.safetensors")
+        torch.save(state, temporary / "state.pt")
+        digests = {name: _digest(temporary / name) for name in ("model.safetensors", "state.pt")}
+        (temporary / "digest.json").write_text(json.dumps(digests))
+        for file in temporary.iterdir():
+            _flush(file)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _flush(self.folder)
+        write_atomically(self.folder / "LAST", final.name)
+        for old in self._all()[: -self.keep]:
+            shutil.rmtree(old)
+        return final
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Weights and state of the newest sound checkpoint, or None where there is none at all.
+
+        Raises:
+            DataError: there are checkpoints, but every one is damaged.
+        """
+        candidates = self._newest_first()
+        for folder in candidates:
+            reason = _damage(folder)
+            if not reason:
+                state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
+                return load_file(folder / "model.safetensors"), state
+            print(f"checkpoint {folder} is damaged ({reason}); trying the one before", file=sys.stderr)
+        if candidates:
+            raise DataError(f"{self.folder}: every checkpoint is damaged; start a new run with --run-dir")
+        return None
+
+    def _newest_first(self) -> list[Path]:
+        """LAST first, where it points to something; then the others from new to old."""
+        found = self._all()[::-1]
+        pointer = self.folder / "LAST"
+        last = self.folder / pointer.read_text().strip() if pointer.is_file() else None
+        return sorted(found, key=lambda folder: folder != last)  # stable: only moves LAST to the front
+
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob("step-????????"))
+
+
+def save_weights(file: Path, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write weights for others to use, atomically, with their recipe and vocabulary in the metadata."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    save_file(_contiguous(weights), temporary, metadata=metadata)
+    _flush(temporary)
+    temporary.replace(file)
+
+
+def load_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights and metadata.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    if not file.is_file():
+        raise DataError(f"{file}: not there; finish the training first (training.train … --resume)")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+    except SafetensorError as error:
+        raise DataError(f"{file}: damaged ({error}); train again or restore it") from None
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a text file so that its name never stands for half of it."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(text)
+    _flush(temporary)
+    temporary.replace(file)
+
+
+def _damage(folder: Path) -> str:
+    """Why a checkpoint cannot be used, or an empty string."""
+    try:
+        digests = json.loads((folder / "digest.json").read_text())
+        for name, digest in digests.items():
+            if _digest(folder / name) != digest:
+                return f"{name} has changed"
+    except (OSError, ValueError) as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def _contiguous(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What safetensors takes: on the CPU, in plain memory order, sharing nothing."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

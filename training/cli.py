@@ -1,0 +1,27 @@
+"""What all programs share: errors as one line, and exit codes a script can act on."""
+
+import sys
+from collections.abc import Callable
+
+from pipelines.errors import DataError
+from training.config import ConfigError
+from training.loop import NonFiniteLossError
+
+EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run a program's main function; on trouble say what and exit: 2 bad input, 1 failed, 130 interrupted."""
+    try:
+        main()
+    except (DataError, ConfigError) as error:
+        _leave(f"error: {error}", EXIT_BAD_INPUT)
+    except NonFiniteLossError as error:
+        _leave(f"error: {error}", EXIT_FAILED)
+    except KeyboardInterrupt:
+        _leave("interrupted; go on from the last checkpoint with --resume", EXIT_INTERRUPTED)
+
+
+def _leave(message: str, status: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(status)

@@ -1,0 +1,190 @@
+"""Typed settings of a run. Every field is a flag: `--data.path`, `--optim.lr`, …
+
+A recipe is a complete description of a run; it is written to `config.yaml` in the run directory and read back by
+the evaluator and by `--resume`.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import yaml
+
+from modeling.channels import Vocabulary, parse_names
+from modeling.zoo import BodyName, StemName
+from pipelines.build import LoaderName
+from pipelines.errors import DataError
+from pipelines.manifest import parse_labels
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """Settings that cannot work together. The message names the flag and the remedy on one line."""
+
+
+@dataclass(kw_only=True)
+class Data:
+    """Which images, and how they are looked at."""
+
+    path: Path = Path("data/synthetic")
+    """Folder of train.txt, val.txt (or validation.txt) and test.txt."""
+    root: Path | None = None
+    """Folder that the paths in the lists are relative to; the lists' own folder by default."""
+    labels: str | None = None
+    """Keep only these classes, e.g. 0-19,40; they are renumbered from 0."""
+    size: int = 64
+    """Height and width of the network's input, in pixels."""
+    batch_size: int = 128
+    """Images per optimizer step, over all ranks together; must divide by the number of ranks."""
+    scale: float = 0.25
+    """Smallest part of an image's area that a random training crop may keep."""
+    loader: LoaderName = "auto"
+    """Who decodes: dali, portable (torchvision), or auto: the fastest that runs here."""
+    max_bad: float = 0.05
+    """Part of a list's images that may be unusable before the run refuses to start."""
+
+    def __post_init__(self) -> None:
+        if self.labels is not None:
+            parse_labels(self.labels)
+        if not 0 < self.scale <= 1:
+            raise ConfigError(f"--data.scale {self.scale} must lie in (0, 1]")
+        if self.size < 32:
+            raise ConfigError(f"--data.size {self.size} is too small for a ResNet; use 32 or more")
+
+
+@dataclass(kw_only=True)
+class Model:
+    """Which network."""
+
+    body: BodyName = "resnet18"
+    """Everything behind the stem."""
+    stem: StemName = "any-channel"
+    """How channel sets are taken in; zero-fill is the naive control."""
+    vocabulary: str = "RGB"
+    """Channels that the model knows."""
+    templates: int = 8
+    """Kernel templates per filter of the any-channel stem."""
+    fill: Literal["black", "mean"] = "black"
+    """What the zero-fill stem puts for a missing channel: a black image, or the channel's mean."""
+
+    def __post_init__(self) -> None:
+        if parse_names(self.vocabulary) != ("R", "G", "B"):
+            raise ConfigError(f"--model.vocabulary {self.vocabulary}: image files give RGB only, for now")
+
+    @property
+    def channels(self) -> Vocabulary:
+        """The vocabulary as names."""
+        return parse_names(self.vocabulary)
+
+
+@dataclass(kw_only=True)
+class Optim:
+    """SGD with Nesterov momentum; learning rate warmed up linearly, then lowered along a cosine to 0."""
+
+    lr: float = 0.1
+    """Highest learning rate."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 5e-4
+    """On weights of convolutions and linear layers only; norms, biases and embeddings have none."""
+    warmup_epochs: float = 1.0
+    """Epochs until the highest learning rate is reached."""
+    label_smoothing: float = 0.1
+    """Probability mass spread over all classes in the target."""
+
+
+@dataclass(kw_only=True)
+class Schedule:
+    """How long, on which channel sets, in which precision, and what is written down on the way."""
+
+    epochs: int = 30
+    """Passes over the training list."""
+    channel_sets: Literal["mixed", "full"] = "mixed"
+    """Channel sets of a training batch. mixed: a group with all channels and groups with random sets;
+    full: all channels only."""
+    groups: int = 4
+    """Groups of a mixed batch, each with a channel set of its own."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of convolutions and matrix products. auto: bf16 where the hardware has it, else fp32."""
+    eval_epochs: int = 5
+    """Epochs between sweeps over the validation list; the last epoch always ends with one."""
+    log_steps: int = 20
+    """Optimizer steps between log lines."""
+    checkpoint_steps: int = 500
+    """Optimizer steps between checkpoints; every epoch ends with one as well."""
+    keep: int = 2
+    """Checkpoints that are kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "groups", "eval_epochs", "log_steps", "checkpoint_steps", "keep"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--schedule.{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """A complete description of a run."""
+
+    name: str = "custom"
+    """What reports call this run."""
+    seed: int = 0
+    """Of weights, order, crops and channel sets."""
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+
+
+def save_recipe(recipe: Recipe, file: Path) -> None:
+    """Write a recipe as YAML."""
+    file.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
+
+
+def load_recipe(file: Path) -> Recipe:
+    """Read a recipe back.
+
+    Raises:
+        DataError: the file is missing or is not a recipe.
+    """
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; {file.parent} is not a run directory of training.train")
+    try:
+        return from_dict(Recipe, yaml.safe_load(file.read_text()))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise DataError(f"{file}: not a recipe ({' '.join(str(error).split())})") from None
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Plain values for YAML and JSON."""
+    return dataclasses.asdict(
+        recipe,
+        dict_factory=lambda rows: {k: str(v) if isinstance(v, Path) else v for k, v in rows},
+    )
+
+
+def from_dict(kind: type[T], values: dict[str, Any]) -> T:
+    """The inverse of `to_dict`; unknown keys are errors."""
+    hints = get_type_hints(kind)
+    return kind(**{key: _revive(hints[key], value) for key, value in values.items()})
+
+
+def first_difference(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> str | None:
+    """The first setting in which two recipes differ, as `data.size: 64 → 84`, or None."""
+    for key in a:
+        if isinstance(a[key], dict):
+            found = first_difference(a[key], b.get(key, {}), f"{prefix}{key}.")
+            if found:
+                return found
+        elif a[key] != b.get(key):
+            return f"{prefix}{key}: {a[key]} → {b.get(key)}"
+    return None
+
+
+def _revive(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value)
+    if value is not None and hint in (Path, Path | None):
+        return Path(value)
+    return value

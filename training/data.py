@@ -1,0 +1,63 @@
+"""From a recipe's data settings to loaders: lists, scan, loader."""
+
+import os
+from pathlib import Path
+
+from pipelines.batch import Loader, View
+from pipelines.build import build_loader
+from pipelines.integrity import Samples, scan
+from pipelines.manifest import parse_labels, read_split
+from training.config import ConfigError, Data
+from training.runtime import Runtime
+
+
+def load_samples(data: Data, split: str, runtime: Runtime) -> Samples:
+    """Read and scan one split; the first rank works, the others get its result.
+
+    Raises:
+        DataError: see `pipelines.manifest` and `pipelines.integrity`.
+    """
+    labels = parse_labels(data.labels) if data.labels else None
+
+    def work() -> Samples:
+        return scan(read_split(data.path, split, root=data.root, labels=labels), max_bad=data.max_bad)
+
+    return runtime.first(work)
+
+
+def make_loader(
+    data: Data, samples: Samples, runtime: Runtime, *, training: bool, seed: int = 0
+) -> tuple[Loader, str]:
+    """The loader of this rank, and a line that says which it is and why.
+
+    Raises:
+        ConfigError: the batch size does not divide by the number of ranks.
+    """
+    if data.batch_size % runtime.world:
+        raise ConfigError(
+            f"--data.batch-size {data.batch_size} does not divide by {runtime.world} processes; "
+            f"use {data.batch_size // runtime.world * runtime.world or runtime.world}"
+        )
+    half = runtime.device.type == "cuda" and runtime.precision != "fp32"
+    view = View(size=data.size, training=training, seed=seed, scale=data.scale, half=half)
+    return build_loader(
+        data.loader,
+        samples,
+        view,
+        data.batch_size // runtime.world,
+        runtime.device,
+        runtime.rank,
+        runtime.world,
+        threads=cpu_threads(),
+    )
+
+
+def cpu_threads() -> int:
+    """Cores of this rank: those that the process may use, shared among the ranks of this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def write_quarantine(samples: Samples, run_dir: Path, split: str) -> None:
+    """Write `quarantine-SPLIT.tsv` into the run directory where anything was refused."""
+    if samples.quarantined:
+        samples.write_quarantine(run_dir / f"quarantine-{split}.tsv")

@@ -1,0 +1,235 @@
+"""The training loop."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modeling.channels import ChannelSet
+from pipelines.batch import Batch, Loader
+from pipelines.progress import track
+from training.checkpoint import Checkpoints
+from training.config import Recipe
+from training.metrics import Score
+from training.monitor import Monitor
+from training.optim import learning_rate, set_learning_rate
+from training.preemption import StopFile
+from training.runtime import Runtime
+from training.sweep import sweep
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is infinite or not a number; nothing was saved since the last checkpoint."""
+
+
+@dataclass
+class Meter:
+    """Means since it was last read; sums stay on the device until then, so that no step waits for them."""
+
+    loss: Tensor | float = 0.0
+    steps: int = 0
+    images: int = 0
+    waited: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    def read(self) -> dict[str, float]:
+        """Loss, images/s, and the part of the time spent waiting for data."""
+        seconds = time.perf_counter() - self.since
+        return {
+            "train/loss": float(self.loss) / self.steps,
+            "train/images_per_s": self.images / seconds,
+            "train/data_wait": self.waited / seconds,
+        }
+
+
+class Trainer:
+    """Trains one model through one recipe.
+
+    Args:
+        recipe: the settings.
+        runtime: ranks, device, precision.
+        model, optimizer: as `Runtime.prepare` returned them.
+        train, val: loaders of this rank.
+        checkpoints, monitor, stop: where progress goes, and what may end it early.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        runtime: Runtime,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        train: Loader,
+        val: Loader,
+        checkpoints: Checkpoints,
+        monitor: Monitor,
+        stop: StopFile,
+    ) -> None:
+        self.recipe, self.runtime, self.model, self.optimizer = recipe, runtime, model, optimizer
+        self.train, self.val = train, val
+        self.checkpoints, self.monitor, self.stop = checkpoints, monitor, stop
+        self.vocabulary = recipe.model.channels
+        self.steps_per_epoch = -(-len(train.samples) // recipe.data.batch_size)
+        self.steps = recipe.schedule.epochs * self.steps_per_epoch
+        self.step = 0
+        self.seconds = 0.0  # spent training so far, over all runs that resumed one another
+        self._started = time.perf_counter()
+        self._meter = Meter()
+        self._last: dict[str, float] = {}
+        self._saved = 0  # step of the newest checkpoint
+
+    def fit(self) -> bool:
+        """Train to the end, or to a stop request: True when the recipe is complete."""
+        work = track(self._run(), self.steps - self.step, self._describe, quiet=not self.runtime.is_main)
+        for _ in work:
+            if self.stop.requested():
+                self._save()
+                return False
+        return True
+
+    @property
+    def seconds_so_far(self) -> float:
+        """Wall time of this run and of those it resumed."""
+        return self.seconds + time.perf_counter() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the weights that a resumed run needs."""
+        scaler = self.runtime.scaler
+        return {
+            "step": self.step,
+            "seconds": self.seconds_so_far,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+            "loader": self.train.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where a checkpoint stood."""
+        self.step = self._saved = state["step"]
+        self.seconds = state["seconds"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.runtime.scaler and state["scaler"]:
+            self.runtime.scaler.load_state_dict(state["scaler"])
+        self.train.load_state_dict(state["loader"])
+
+    def _run(self) -> Iterator[None]:
+        """Yields after every optimizer step, when the run is whole and may be saved."""
+        schedule = self.recipe.schedule
+        while self.train.epoch < schedule.epochs:
+            for batch in self._timed(self.train):
+                self._train_step(batch)
+                if self.step % schedule.log_steps == 0 or self.step == self.steps:
+                    self._log()
+                if self.step % schedule.checkpoint_steps == 0:
+                    self._save()
+                yield
+            if self.train.epoch % schedule.eval_epochs == 0 or self.train.epoch == schedule.epochs:
+                self._validate()
+            self._save()
+
+    def _train_step(self, batch: Batch) -> None:
+        lr = learning_rate(self.recipe.optim, self.step, self.steps, self.steps_per_epoch)
+        set_learning_rate(self.optimizer, lr)
+        self.model.train()
+        loss = self._loss(batch)
+        self.runtime.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._meter.loss += loss.detach()
+        self._meter.steps += 1
+        self._meter.images += self.recipe.data.batch_size
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Mean over the batch with padding rows as zero, so that each sample weighs the same in an epoch."""
+        images, sets = self._group(batch.images)
+        with self.runtime.autocast():
+            logits = self.model(images, sets)
+        losses = F.cross_entropy(
+            logits.float(),
+            batch.labels,
+            reduction="none",
+            label_smoothing=self.recipe.optim.label_smoothing,
+        )
+        return (losses * batch.valid).mean()
+
+    def _group(self, images: Tensor) -> tuple[list[Tensor], list[ChannelSet]]:
+        """Split a batch into groups of images, each cut down to the channel set of its group."""
+        sets = channel_sets(self.recipe, self.step)
+        parts = images.chunk(len(sets))
+        sets = sets[: len(parts)]
+        return [
+            part if len(chosen) == len(self.vocabulary) else part[:, chosen.indices(self.vocabulary)]
+            for part, chosen in zip(parts, sets, strict=True)
+        ], sets
+
+    def _validate(self) -> None:
+        model = self.runtime.unwrap(self.model)
+        self.runtime.average_buffers(model)
+        scores = validate(model, self.val, self.runtime)
+        self.monitor.sweep(self.step, "val", scores, epoch=self.train.epoch)
+        self._say(f"epoch {self.train.epoch}/{self.recipe.schedule.epochs} val top-1: {format_scores(scores)}")
+        self._meter = Meter()
+
+    def _log(self) -> None:
+        values = self._meter.read()
+        if not torch.isfinite(torch.tensor(values["train/loss"])):
+            raise NonFiniteLossError(
+                f"loss is {values['train/loss']} near step {self.step}; lower --optim.lr "
+                f"(now {self.recipe.optim.lr}) and use --resume to go on from the last checkpoint"
+            )
+        lr = self.optimizer.param_groups[0]["lr"]
+        self.monitor.scalars(self.step, {**values, "train/lr": lr}, epoch=self.train.epoch)
+        self._meter = Meter()
+        self._last = values
+
+    def _save(self) -> None:
+        if self.runtime.is_main and self.step != self._saved:
+            weights = self.runtime.unwrap(self.model).state_dict()
+            self.checkpoints.save(self.step, weights, self.state_dict())
+        self._saved = self.step
+
+    def _timed(self, batches: Loader) -> Iterator[Batch]:
+        """Count the time that the loop waits for the loader."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            self._meter.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def _describe(self) -> str:
+        last = self._last
+        told = f" loss {last['train/loss']:.3f} {last['train/images_per_s']:.0f} images/s" if last else ""
+        return f"{self.recipe.name} epoch {self.train.epoch + 1}/{self.recipe.schedule.epochs}{told}"
+
+    def _say(self, line: str) -> None:
+        if self.runtime.is_main:
+            print(line, flush=True)
+
+
+def channel_sets(recipe: Recipe, step: int) -> list[ChannelSet]:
+    """The channel sets of a step's groups: a pure function of seed and step, so alike on every rank and resume."""
+    vocabulary = recipe.model.channels
+    full = ChannelSet.full(vocabulary)
+    if recipe.schedule.channel_sets == "full":
+        return [full]
+    rng = Random(f"channel sets {recipe.seed} {step}")
+    return [full, *(ChannelSet.sample(vocabulary, rng) for _ in range(recipe.schedule.groups - 1))]
+
+
+def validate(model: nn.Module, loader: Loader, runtime: Runtime) -> dict[str, Score]:
+    """Score every channel set of the model's vocabulary."""
+    return sweep(model, loader, ChannelSet.all_of(model.stem.vocabulary), runtime)
+
+
+def format_scores(scores: dict[str, Score]) -> str:
+    """`RGB 61.2  RG 59.8 …`, in per cent."""
+    return "  ".join(f"{name} {100 * score.accuracy:.1f}" for name, score in scores.items())

@@ -1,0 +1,60 @@
+"""Named recipes. Each says what it is for and about how long it takes."""
+
+from training.config import Data, Model, Optim, Recipe, Schedule
+
+
+def _quickstart(name: str, stem: str, channel_sets: str) -> Recipe:
+    return Recipe(
+        name=name,
+        data=Data(size=48, batch_size=64, scale=0.5),
+        model=Model(stem=stem),
+        optim=Optim(lr=0.05),
+        schedule=Schedule(epochs=10, channel_sets=channel_sets, eval_epochs=2),
+    )
+
+
+def _part(name: str, stem: str, channel_sets: str) -> Recipe:
+    return Recipe(
+        name=name,
+        data=Data(labels="0-19", size=64, batch_size=128),
+        model=Model(stem=stem),
+        schedule=Schedule(epochs=30, channel_sets=channel_sets),
+    )
+
+
+def _mini_imagenet(name: str, stem: str, channel_sets: str) -> Recipe:
+    return Recipe(
+        name=name,
+        data=Data(size=84, batch_size=256),
+        model=Model(stem=stem, body="resnet34"),
+        optim=Optim(lr=0.2),
+        schedule=Schedule(epochs=100, channel_sets=channel_sets),
+    )
+
+
+RECIPES: dict[str, tuple[str, Recipe]] = {
+    "quickstart": (
+        "Any-channel ResNet-18 on the embedded data set; a few CPU minutes.",
+        _quickstart("quickstart", "any-channel", "mixed"),
+    ),
+    "quickstart-naive": (
+        "Its control: an ordinary ResNet-18 trained on RGB, missing channels black.",
+        _quickstart("quickstart-naive", "zero-fill", "full"),
+    ),
+    "resnet18-part": (
+        "Any-channel ResNet-18 on 20 classes of mini-ImageNet at 64 px; about 25 minutes on two CPU cores.",
+        _part("resnet18-part", "any-channel", "mixed"),
+    ),
+    "resnet18-part-naive": (
+        "Its control: an ordinary ResNet-18 trained on RGB, missing channels black.",
+        _part("resnet18-part-naive", "zero-fill", "full"),
+    ),
+    "mini-imagenet": (
+        "Any-channel ResNet-34 on all of mini-ImageNet at 84 px; wants a GPU.",
+        _mini_imagenet("mini-imagenet", "any-channel", "mixed"),
+    ),
+    "mini-imagenet-naive": (
+        "Its control: an ordinary ResNet-34 trained on RGB, missing channels black.",
+        _mini_imagenet("mini-imagenet-naive", "zero-fill", "full"),
+    ),
+}

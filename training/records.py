@@ -1,0 +1,96 @@
+"""Records: one JSON result with its provenance. Reports are made from these and from nothing else."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.errors import DataError
+from training.checkpoint import write_atomically
+
+FORMAT = 1
+_PACKAGES = ("torch", "torchvision", "accelerate", "nvidia-dali-cuda130")
+
+
+def provenance() -> dict[str, Any]:
+    """Where a result comes from: commit, command, time, hardware and versions."""
+    return {
+        "commit": commit(),
+        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+    }
+
+
+def commit() -> str:
+    """The project's commit, with "+changes" where the tree differs from it; "unknown" outside a checkout."""
+    root = Path(__file__).parent.parent
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+changes" if changed else "")
+
+
+def hardware() -> str:
+    """The accelerator, or the processor and the cores that this process may use."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()}× {torch.cuda.get_device_name()}"
+    return f"CPU, {len(os.sched_getaffinity(0))} cores, {_processor()}"
+
+
+def write_record(file: Path, record: dict[str, Any]) -> None:
+    """Write a record atomically."""
+    write_atomically(file, json.dumps({"format": FORMAT, **record}, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Read a record.
+
+    Raises:
+        DataError: the file is missing, is not JSON, or is of another format.
+    """
+    try:
+        record = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise DataError(
+            f"{file}: no such record; make it with python -m training.evaluate {file.parent}"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{file}: not a record ({error}); make it again with training.evaluate") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise DataError(f"{file}: not a record of format {FORMAT}; make it again with training.evaluate")
+    return record
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _module() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec else Path(sys.argv[0]).name
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,132 @@
+"""Processes, devices and precision. The only file that imports accelerate (and, through it, DeepSpeed)."""
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list, set_seed
+from torch import Tensor, nn
+
+from training.config import ConfigError
+
+T = TypeVar("T")
+
+
+class Runtime:
+    """This process among all: its rank, its device, and what the ranks do together.
+
+    Args:
+        precision: "auto", "fp32", "bf16" or "fp16".
+        seed: seeds Python, NumPy and PyTorch alike on every rank, so that weights start equal.
+        processes: how many ranks the user expects; None takes what there is.
+
+    Raises:
+        ConfigError: the launcher asked for another number of ranks than came up, or a precision that the
+            hardware lacks.
+    """
+
+    def __init__(self, precision: str = "fp32", seed: int = 0, processes: int | None = None) -> None:
+        cpu = not torch.cuda.is_available()
+        self.precision = resolve_precision(precision, cpu)
+        mixed = "no" if self.precision == "fp32" else self.precision
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # accelerate's own deprecations are not ours to mend
+            self._accelerator = Accelerator(cpu=cpu, mixed_precision=mixed)
+        self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
+        self.device = self._accelerator.device
+        self.is_main = self.rank == 0
+        self._check_world(processes)
+        if self._accelerator.distributed_type is DistributedType.DEEPSPEED:
+            self._accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
+        set_seed(seed)
+
+    def _check_world(self, processes: int | None) -> None:
+        """Some launches quietly start fewer ranks, or several worlds of one; both train wrongly."""
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        wanted = processes or launched
+        if self.world != wanted:
+            raise ConfigError(
+                f"{wanted} processes were asked for, but this one sees a world of {self.world}; "
+                "start with `accelerate launch --config_file launch/cpu.yaml` (CPU) or launch/ddp.yaml (GPUs)"
+            )
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and self.device.type == "cpu":
+            raise ConfigError("DeepSpeed was asked for, but there is no GPU; use launch/cpu.yaml instead")
+
+    def prepare(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Move to the device in channels_last memory, then wrap for DDP or DeepSpeed."""
+        model = model.to(self.device)
+        if self._accelerator.distributed_type is not DistributedType.DEEPSPEED:
+            # Before DDP wraps the model, whose gradient buckets follow the strides. DeepSpeed's flattening
+            # cannot take channels_last weights; there only the input is.
+            model = model.to(memory_format=torch.channels_last)
+        return self._accelerator.prepare(model, optimizer)
+
+    def unwrap(self, model: nn.Module) -> nn.Module:
+        """The network itself, without DDP or DeepSpeed around it."""
+        return self._accelerator.unwrap_model(model)
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision for a forward pass."""
+        return self._accelerator.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a loss, scaled where the precision is fp16."""
+        self._accelerator.backward(loss)
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """The loss scaler, in fp16 only."""
+        return self._accelerator.scaler
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all ranks, given to each; of a copy on the device."""
+        total = values.to(self.device)
+        return self._accelerator.reduce(total, reduction="sum") if self.world > 1 else total
+
+    def average_buffers(self, model: nn.Module) -> None:
+        """Give every rank the mean of all ranks' running statistics, which drift apart between syncs."""
+        for buffer in model.buffers():
+            if self.world > 1 and buffer.is_floating_point():
+                buffer.copy_(self.sum(buffer.clone()) / self.world)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on any rank; the same answer on all."""
+        return bool(self.sum(torch.tensor(float(flag))).item()) if self.world > 1 else flag
+
+    def first(self, work: Callable[[], T]) -> T:
+        """Let the first rank do some work and give every rank its result, or every rank its failure."""
+        if self.world == 1:
+            return work()
+        outcome: list = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = work()
+            except Exception as error:
+                outcome[1] = error
+        broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self._accelerator.end_training()
+
+
+def resolve_precision(precision: str, cpu: bool) -> str:
+    """Turn "auto" into what the hardware is good at, and refuse what it cannot do.
+
+    Raises:
+        ConfigError: fp16 without a GPU.
+    """
+    if precision == "auto":
+        fast_bf16 = torch.cpu._is_avx512_bf16_supported() if cpu else torch.cuda.is_bf16_supported()
+        return "bf16" if fast_bf16 else "fp32"
+    if precision == "fp16" and cpu:
+        raise ConfigError("--schedule.precision fp16 needs a GPU (a CPU would quietly use fp32); use bf16 or fp32")
+    return precision
