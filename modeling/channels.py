@@ -68,12 +68,17 @@ class ChannelSet:
         return [cls(names) for size in sizes for names in combinations(vocabulary, size)]
 
     @classmethod
-    def sample(cls, vocabulary: Vocabulary, rng: Random) -> Self:
+    def sample(cls, vocabulary: Vocabulary, rng: Random, largest: int | None = None) -> Self:
         """Hierarchical channel sampling: first a size, uniformly, then a set of that size.
 
         Source: ChannelViT, arXiv 2309.16108, §3.2.
+
+        Args:
+            vocabulary: channels to choose from.
+            rng: source of the choice.
+            largest: size of the largest set to draw; that of the vocabulary if None.
         """
-        size = rng.randint(1, len(vocabulary))
+        size = rng.randint(1, largest or len(vocabulary))
         chosen = set(rng.sample(vocabulary, size))
         return cls(tuple(name for name in vocabulary if name in chosen))
 

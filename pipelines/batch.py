@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelines import crops, sharding
+from pipelines.errors import DataError
 from pipelines.integrity import Samples
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # per channel R, G, B, of pixels scaled to 0 … 1
@@ -126,14 +127,14 @@ class Loader(ABC):
         """Continue where another loader over the same data stood.
 
         Raises:
-            ValueError: the state belongs to other data or another seed.
+            DataError: the state belongs to other data or another seed.
         """
         mine = self.state_dict()
         for key in ("fingerprint", "seed"):
             if state[key] != mine[key]:
-                raise ValueError(
+                raise DataError(
                     f"cannot resume: the checkpoint was made with data {key} {state[key]}, "
-                    f"this run has {mine[key]}; start a new run directory"
+                    f"this run has {mine[key]}; choose another --run-dir"
                 )
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
 

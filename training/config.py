@@ -102,7 +102,7 @@ class Schedule:
     epochs: int = 30
     """Passes over the training list."""
     channel_sets: Literal["mixed", "full"] = "mixed"
-    """Channel sets of a training batch. mixed: a group with all channels and groups with random sets;
+    """Channel sets of a training batch. mixed: a group with all channels and groups with smaller sets;
     full: all channels only."""
     groups: int = 4
     """Groups of a mixed batch, each with a channel set of its own."""
@@ -167,6 +167,9 @@ def to_dict(recipe: Recipe) -> dict[str, Any]:
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     """The inverse of `to_dict`; unknown keys are errors."""
     hints = get_type_hints(kind)
+    unknown = set(values) - set(hints) if isinstance(values, dict) else {str(values)}
+    if unknown:
+        raise ValueError(f"{kind.__name__} knows no {unknown.pop()!r}")
     return kind(**{key: _revive(hints[key], value) for key, value in values.items()})
 
 

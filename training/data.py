@@ -30,10 +30,13 @@ def make_loader(
 ) -> tuple[Loader, str]:
     """The loader of this rank, and a line that says which it is and why.
 
+    In training the ranks share a batch. In evaluation every rank takes whole batches, so that an image meets the
+    same arithmetic on any number of ranks and the counts agree to the digit.
+
     Raises:
-        ConfigError: the batch size does not divide by the number of ranks.
+        ConfigError: the batch size of training does not divide by the number of ranks.
     """
-    if data.batch_size % runtime.world:
+    if training and data.batch_size % runtime.world:
         raise ConfigError(
             f"--data.batch-size {data.batch_size} does not divide by {runtime.world} processes; "
             f"use {data.batch_size // runtime.world * runtime.world or runtime.world}"
@@ -44,7 +47,7 @@ def make_loader(
         data.loader,
         samples,
         view,
-        data.batch_size // runtime.world,
+        data.batch_size // runtime.world if training else data.batch_size,
         runtime.device,
         runtime.rank,
         runtime.world,

@@ -40,8 +40,8 @@ class Evaluation:
     """Which list."""
     data: Path | None = None
     """Folder of the lists, where it has moved since the training."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """As in training."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """fp32 gives the same counts everywhere; bf16 is faster, and ties between classes may fall otherwise."""
     processes: int | None = None
     """Refuse to start unless there are this many ranks."""
 

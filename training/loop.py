@@ -216,13 +216,17 @@ class Trainer:
 
 
 def channel_sets(recipe: Recipe, step: int) -> list[ChannelSet]:
-    """The channel sets of a step's groups: a pure function of seed and step, so alike on every rank and resume."""
+    """The channel sets of a step's groups: a pure function of seed and step, so alike on every rank and resume.
+
+    The first group always has all channels, so the others draw from the smaller sets.
+    """
     vocabulary = recipe.model.channels
     full = ChannelSet.full(vocabulary)
     if recipe.schedule.channel_sets == "full":
         return [full]
     rng = Random(f"channel sets {recipe.seed} {step}")
-    return [full, *(ChannelSet.sample(vocabulary, rng) for _ in range(recipe.schedule.groups - 1))]
+    smaller = max(1, len(vocabulary) - 1)
+    return [full, *(ChannelSet.sample(vocabulary, rng, smaller) for _ in range(recipe.schedule.groups - 1))]
 
 
 def validate(model: nn.Module, loader: Loader, runtime: Runtime) -> dict[str, Score]:

@@ -65,4 +65,5 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     p, z2 = right / n, _Z**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exactly 0 or 1 at the ends, where rounding would leave the proportion just outside.
+    return (centre - half if right else 0.0), (centre + half if right < n else 1.0)

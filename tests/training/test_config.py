@@ -1,0 +1,144 @@
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from modeling.zoo import build_model
+from pipelines.errors import DataError
+from training.config import (
+    ConfigError,
+    Data,
+    Model,
+    Optim,
+    Recipe,
+    Schedule,
+    first_difference,
+    load_recipe,
+    save_recipe,
+    to_dict,
+)
+from training.loop import channel_sets
+from training.optim import build_optimizer, learning_rate
+from training.recipes import RECIPES
+from training.runtime import resolve_precision
+from training.train import parse
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_being_written_and_read(name, tmp_path):
+    recipe = RECIPES[name][1]
+    save_recipe(recipe, tmp_path / "config.yaml")
+    assert load_recipe(tmp_path / "config.yaml") == recipe
+    assert recipe.name == name
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith("-naive")])
+def test_the_control_differs_in_the_stem_and_its_channel_sets_only(name):
+    ours, naive = (to_dict(RECIPES[key][1]) for key in (name, f"{name}-naive"))
+    for recipe in (ours, naive):
+        del recipe["name"], recipe["model"]["stem"], recipe["schedule"]["channel_sets"]
+    assert ours == naive
+
+
+@pytest.mark.parametrize("text", ["model: {stem: any-channel, wheels: 4}", "[1]", "seed: [", "data: 3", ""])
+def test_a_file_that_is_no_recipe(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(DataError, match=r"config\.yaml: not a recipe"):
+        load_recipe(tmp_path / "config.yaml")
+
+
+def test_missing_recipe_names_the_run_directory(tmp_path):
+    with pytest.raises(DataError, match="not a run directory"):
+        load_recipe(tmp_path / "config.yaml")
+
+
+def test_first_difference():
+    a = Recipe()
+    assert first_difference(to_dict(a), to_dict(Recipe())) is None
+    b = replace(a, data=replace(a.data, size=84))
+    assert first_difference(to_dict(a), to_dict(b)) == "data.size: 64 → 84"
+
+
+@pytest.mark.parametrize(
+    ("make", "flag"),
+    [
+        (lambda: Data(scale=0), "--data.scale"),
+        (lambda: Data(size=8), "--data.size"),
+        (lambda: Data(labels="x"), "--data.labels"),
+        (lambda: Schedule(epochs=0), "--schedule.epochs"),
+        (lambda: Schedule(eval_epochs=0), "--schedule.eval-epochs"),
+        (lambda: Model(vocabulary="RGBN"), "--model.vocabulary"),
+    ],
+)
+def test_impossible_settings_name_their_flag(make, flag):
+    with pytest.raises((ConfigError, DataError), match=flag):
+        make()
+
+
+def test_flags_override_a_recipe():
+    job = parse(["quickstart", "--data.size", "64", "--optim.lr", "0.3", "--run-dir", "somewhere", "--resume"])
+    assert (job.data.size, job.optim.lr, str(job.run_dir), job.resume) == (64, 0.3, "somewhere", True)
+    assert job.model == RECIPES["quickstart"][1].model
+
+
+def test_fp16_on_a_cpu_is_refused():
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        resolve_precision("fp16", cpu=True)
+    assert resolve_precision("fp32", cpu=True) == "fp32"
+    assert resolve_precision("auto", cpu=True) in ("bf16", "fp32")
+
+
+def test_learning_rate_rises_then_falls_to_nothing():
+    settings = Optim(lr=0.5, warmup_epochs=2)
+    rates = [learning_rate(settings, step, 100, 10) for step in range(100)]
+    assert all(a < b for a, b in pairwise(rates[:21]))
+    assert all(a > b for a, b in pairwise(rates[20:]))
+    assert max(rates) == rates[20] == 0.5
+    assert 0 < rates[0] < 0.05
+    assert 0 < rates[-1] < 0.001
+    assert rates[60] == pytest.approx(0.5 * 0.5 * (1 + math.cos(math.pi / 2)))
+
+
+def test_runs_shorter_than_the_warmup():
+    rates = [learning_rate(Optim(lr=1.0, warmup_epochs=5), step, 3, 3) for step in range(3)]
+    assert rates == sorted(rates)
+    assert rates[-1] == 1.0
+
+
+def test_weight_decay_is_for_weights_only():
+    model = build_model("resnet18", "any-channel", "RGB", 4)
+    decayed, free = build_optimizer(model, Optim()).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0.0)
+    decayed_ids, free_ids = ({id(p) for p in group["params"]} for group in (decayed, free))
+    assert len(decayed_ids) + len(free_ids) == len(list(model.parameters()))
+    assert not decayed_ids & free_ids
+    conv = model.stem.conv
+    assert {id(conv.templates), id(conv.mixing), id(model.body.fc.weight)} <= decayed_ids
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {
+        id(conv.embedding),
+        id(model.stem.norm.weight),
+        id(model.body.fc.bias),
+        id(norms[0].weight),
+    } <= free_ids
+
+
+def test_channel_sets_of_a_step():
+    mixed = replace(Recipe(), schedule=Schedule(groups=4))
+    assert channel_sets(mixed, 7) == channel_sets(mixed, 7)
+    assert len({tuple(map(str, channel_sets(mixed, step))) for step in range(50)}) > 10
+    assert all(str(channel_sets(mixed, step)[0]) == "RGB" for step in range(20))
+    full = replace(Recipe(), schedule=Schedule(channel_sets="full"))
+    assert [str(chosen) for chosen in channel_sets(full, 3)] == ["RGB"]
+
+
+def test_torch_is_seeded_by_the_recipe(fresh_accelerate):
+    from training.runtime import Runtime
+
+    Runtime(seed=5)
+    first = torch.rand(3)
+    Runtime(seed=5)
+    assert torch.equal(first, torch.rand(3))

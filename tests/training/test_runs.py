@@ -1,0 +1,246 @@
+"""The programs, run for real on small data: train, stop, kill, resume, refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from images import write_images
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import TINY_WORDS, train_args
+
+from training.monitor import read_metrics
+
+ROOT = Path(__file__).parent.parent.parent
+
+# Dies by SIGKILL at a chosen moment of the second save: after it, or in the middle of writing it.
+KILLED = """
+import os, signal, sys
+import torch
+from training import checkpoint, train
+moment, saves, save, write = sys.argv[1], [], checkpoint.Checkpoints.save, torch.save
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+def counted(self, *args):
+    saves.append(1)
+    save(self, *args)
+    if moment == "after" and len(saves) == 2: die()
+def torn(state, file):
+    write(state, file)
+    if moment == "inside" and len(saves) == 2: die()
+checkpoint.Checkpoints.save, torch.save = counted, torn
+train.main(train.parse(sys.argv[2:]))
+"""
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "model.safetensors")
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_run_directory_holds_what_it_should(finished_run):
+    assert {path.name for path in finished_run.iterdir()} == {
+        "config.yaml",
+        "checkpoints",
+        "metrics.jsonl",
+        "tensorboard",
+        "model.safetensors",
+    }
+    rows = read_metrics(finished_run)
+    assert [row["step"] for row in rows if "val/top1/RGB" in row] == [5, 10]
+    assert {key for row in rows for key in row if key.startswith("val/")} == {
+        f"val/top1/{name}" for name in ("RGB", "RG", "RB", "GB", "R", "G", "B")
+    }
+    board = EventAccumulator(str(finished_run / "tensorboard")).Reload()
+    tags = board.Tags()
+    assert {"train/loss", "train/lr", "train/images_per_s", "train/data_wait", "val/top1/B"} <= set(
+        tags["scalars"]
+    )
+    assert tags["images"] == ["input/by_channel_set"]
+    assert tags["tensors"] == ["recipe/text_summary"]
+    assert [event.step for event in board.Scalars("val/top1/B")] == [5, 10]
+
+
+def test_training_learns(tmp_path, program):
+    """Six pictures, over and over: a network that learns must fit them."""
+    folder = write_images(tmp_path / "data", 6, classes=2)
+    for split in ("val", "test"):
+        (folder / f"{split}.txt").write_text((folder / "train.txt").read_text())
+    args = train_args(
+        folder, tmp_path / "run", "--schedule.epochs", "15", "--data.scale", "0.9", "--schedule.eval-epochs", "15"
+    )
+    assert program("train", *args) == 0
+    losses = [row["train/loss"] for row in read_metrics(tmp_path / "run") if "train/loss" in row]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("moment", ["after", "inside"])
+def test_killed_and_resumed_ends_with_the_same_weights(data_dir, tmp_path, program, moment):
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    assert program("train", *train_args(data_dir, whole)) == 0
+    dead = subprocess.run(
+        [sys.executable, "-c", KILLED, moment, *train_args(data_dir, torn)], cwd=ROOT, capture_output=True
+    )
+    assert dead.returncode == -signal.SIGKILL
+    assert not (torn / "model.safetensors").exists()
+    last = (torn / "checkpoints" / "LAST").read_text()
+    assert last == ("step-00000005" if moment == "after" else "step-00000003")
+    assert program("train", *train_args(data_dir, torn, "--resume")) == 0
+    assert_same_weights(whole, torn)
+    steps = [(row["step"], sorted(row)) for row in read_metrics(torn)]
+    assert steps == [(row["step"], sorted(row)) for row in read_metrics(whole)]  # nothing twice, nothing lost
+
+
+def test_stop_file_saves_and_resume_goes_on(data_dir, tmp_path, program, capsys, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert program("train", *train_args(data_dir, whole)) == 0
+    from training.loop import Trainer
+
+    step = Trainer._train_step
+
+    def stop_at_seven(self, batch):
+        step(self, batch)
+        if self.step == 7:
+            (stopped / "STOP").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", stop_at_seven)
+        assert program("train", *train_args(data_dir, stopped)) == 0
+    assert "stopped at step 7" in capsys.readouterr().out
+    assert not (stopped / "model.safetensors").exists()
+    assert program("train", *train_args(data_dir, stopped, "--resume")) == 0
+    assert not (stopped / "STOP").exists()
+    assert_same_weights(whole, stopped)
+
+
+def test_same_seed_same_weights_other_seed_others(data_dir, tmp_path, program):
+    for name, seed in [("a", "0"), ("b", "0"), ("c", "1")]:
+        assert program("train", *train_args(data_dir, tmp_path / name, "--seed", seed)) == 0
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+    assert not torch.equal(weights(tmp_path / "a")["body.fc.weight"], weights(tmp_path / "c")["body.fc.weight"])
+
+
+def test_finished_and_foreign_run_directories(data_dir, finished_run, program, capsys):
+    before = (finished_run / "model.safetensors").stat().st_mtime_ns
+    assert program("train", *train_args(data_dir, finished_run, "--resume")) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert program("train", *train_args(data_dir, finished_run)) == 2
+    assert "add --resume" in capsys.readouterr().err
+    (finished_run / "model.safetensors").rename(finished_run / "kept")
+    assert program("train", *train_args(data_dir, finished_run, "--resume", "--optim.lr", "9")) == 2
+    assert "optim.lr: 0.02 → 9.0" in capsys.readouterr().err
+    assert (finished_run / "kept").stat().st_mtime_ns == before
+
+
+def test_resume_onto_other_data_is_refused(data_dir, tmp_path, program, capsys):
+    run = tmp_path / "run"
+    assert program("train", *train_args(data_dir, run)) == 0
+    (run / "model.safetensors").unlink()
+    write_images(data_dir, 40, split="train", seed=9)
+    assert program("train", *train_args(data_dir, run, "--resume")) == 2
+    assert "data fingerprint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda d: (d / "val.txt").unlink(), "no val.txt or validation.txt"),
+        (lambda d: (d / "train.txt").write_text(""), "train.txt: the list is empty"),
+        (lambda d: (d / "val.txt").write_text("images/val_0000.JPEG 3\n"), "val.txt:1: label 3 is out of range"),
+        (lambda d: (d / "train.txt").write_text("../x.JPEG 0\n"), "train.txt:1: path '../x.JPEG' leaves"),
+        (lambda d: [f.unlink() for f in (d / "images").glob("train*")], "40 of 40 images are unusable"),
+    ],
+)
+def test_bad_data_is_one_line_and_leaves_nothing(data_dir, tmp_path, program, capsys, spoil, reason):
+    spoil(data_dir)
+    assert program("train", *train_args(data_dir, tmp_path / "run")) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert reason in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_few_bad_images_are_quarantined_and_written_down(data_dir, tmp_path, program):
+    (data_dir / "images/train_0004.JPEG").write_bytes(b"")
+    assert program("train", *train_args(data_dir, tmp_path / "run")) == 0
+    assert (tmp_path / "run/quarantine-train.tsv").read_text().startswith("images/train_0004.JPEG\tzero bytes")
+
+
+def test_wrong_number_of_ranks_is_refused(data_dir, tmp_path, program, capsys, monkeypatch):
+    assert program("train", *train_args(data_dir, tmp_path / "run", "--processes", "2")) == 2
+    assert "2 processes were asked for, but this one sees a world of 1" in capsys.readouterr().err
+
+
+def test_loss_that_is_no_number_stops_the_run(data_dir, tmp_path, program, capsys):
+    args = train_args(data_dir, tmp_path / "run", "--optim.lr", "1e30", "--optim.warmup-epochs", "0")
+    assert program("train", *args) == 1
+    assert "lower --optim.lr" in capsys.readouterr().err
+    assert not (tmp_path / "run/model.safetensors").exists()
+
+
+def test_evaluating_what_is_not_there(tmp_path, program, capsys, data_dir):
+    assert program("evaluate", tmp_path / "nothing") == 2
+    assert "not a run directory" in capsys.readouterr().err
+    run = tmp_path / "run"
+    assert program("train", *train_args(data_dir, run)) == 0
+    (run / "model.safetensors").unlink()
+    assert program("evaluate", run) == 2
+    assert "finish the training first" in capsys.readouterr().err
+    assert not list(run.glob("sweep*"))
+
+
+def launch(ranks: int, *args: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", "launch/cpu.yaml", "--num_processes", str(ranks), "-m", *map(str, args)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("images", [997])
+def test_any_number_of_ranks_counts_the_same(data_dir, finished_run, program, images):
+    """997 is a prime: no world size and no batch size divides it."""
+    write_images(data_dir, images, split="test", seed=5)
+    assert program("evaluate", finished_run) == 0
+    record = finished_run / "sweep-test.json"
+    alone = json.loads(record.read_text())["scores"]
+    assert {row["n"] for row in alone.values()} == {images}
+    for ranks in (2, 3):
+        record.unlink()
+        done = launch(ranks, "training.evaluate", finished_run, "--processes", ranks)
+        assert done.returncode == 0, done.stderr
+        shared = json.loads(record.read_text())
+        assert shared["processes"]["sweep"] == ranks
+        for name, row in alone.items():
+            assert {k: row[k] for k in ("n", "top1", "top5")} == {
+                k: shared["scores"][name][k] for k in ("n", "top1", "top5")
+            }
+            assert shared["scores"][name]["nll"] == pytest.approx(row["nll"], rel=1e-6)
+
+
+def test_two_ranks_train_and_refuse_together(data_dir, tmp_path):
+    run = tmp_path / "run"
+    done = launch(2, "training.train", *train_args(data_dir, run, "--processes", "2"))
+    assert done.returncode == 0, done.stderr
+    assert "2 × cpu" in done.stdout
+    assert [row["step"] for row in read_metrics(run) if "val/top1/B" in row] == [5, 10]
+    assert all(tensor.isfinite().all() for tensor in weights(run).values())
+    (data_dir / "train.txt").write_text("")
+    refused = launch(2, "training.train", *train_args(data_dir, tmp_path / "other"))
+    assert refused.returncode != 0
+    assert "the list is empty" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_tiny_settings_are_real_flags():
+    from training.train import parse
+
+    assert parse(["quickstart", *TINY_WORDS]).schedule.epochs == 2

@@ -1,0 +1,231 @@
+"""Make a page from records: `python -m training.report RUN_DIR_OR_RECORD… [--out report.html]`
+
+The page is self-contained (no scripts, no network) and has a Markdown twin beside it. Every number in it comes
+from a record that `training.evaluate` wrote; nothing is typed by hand.
+"""
+
+import html
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from pipelines.errors import DataError
+from training.checkpoint import write_atomically
+from training.cli import run_program
+from training.figures import accuracy_by_set, in_page_colour, on_white, training_curves
+from training.records import read_record
+
+Rows = list[list[str]]  # a table: the first row is its head
+_BEGIN, _END = "<!-- results: made by training.report -->", "<!-- /results -->"
+
+
+@dataclass(kw_only=True)
+class Report:
+    """Make a page from records."""
+
+    sources: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories that have been evaluated, or record files."""
+    split: Literal["test", "val", "train"] = "test"
+    """Which sweep of a run directory."""
+    out: Path | None = None
+    """The page; report.html beside or in the sources by default. Its Markdown twin ends in .md."""
+    update: Path | None = None
+    """Instead of a page: bring the results between the markers in this Markdown file up to date."""
+    figure: Path | None = None
+    """With --update: also write the picture of accuracy by channel set to this SVG file."""
+
+
+def main(job: Report) -> None:
+    """Read the records and write what was asked for."""
+    if not job.sources:
+        raise DataError("no run directory given; evaluate one with python -m training.evaluate RUN_DIR")
+    records = [read_record(_record_file(source, job.split)) for source in job.sources]
+    if job.update:
+        write_atomically(job.update, updated(job.update.read_text(), records, str(job.update)))
+        if job.figure:
+            write_atomically(job.figure, on_white(accuracy_by_set(records)) + "\n")
+        print(f"updated {job.update}")
+        return
+    out = job.out or _default_out(job.sources)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, page(records))
+    write_atomically(out.with_suffix(".md"), markdown(records))
+    print(f"wrote {out} and {out.with_suffix('.md').name}; open it in a browser")
+
+
+def page(records: Sequence[dict[str, Any]]) -> str:
+    """The report as one HTML page."""
+    body = [
+        "<h1>Any set of channels</h1>",
+        f"<p>{html.escape(_summary(records))}</p>",
+        "<h2>Accuracy by channel set</h2>",
+        f"<figure>{in_page_colour(accuracy_by_set(records))}</figure>",
+        _html_table(accuracy_rows(records)),
+        f"<p class=note>{html.escape(_note(records))}</p>",
+        "<h2>Training</h2>",
+        f"<figure>{in_page_colour(training_curves(records))}</figure>",
+        "<h2>Cost at inference</h2>",
+        _html_table(cost_rows(records)),
+        "<h2>Where these numbers come from</h2>",
+        _html_table(provenance_rows(records)),
+    ]
+    return _PAGE.replace("BODY", "\n".join(body))
+
+
+def markdown(records: Sequence[dict[str, Any]]) -> str:
+    """The report as Markdown, without pictures."""
+    parts = [
+        _summary(records),
+        _markdown_table(accuracy_rows(records)),
+        _note(records),
+        _markdown_table(cost_rows(records)),
+        _markdown_table(provenance_rows(records)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def updated(text: str, records: Sequence[dict[str, Any]], name: str) -> str:
+    """A Markdown text with the results between its markers made anew.
+
+    Raises:
+        DataError: the text has no markers.
+    """
+    before, found, rest = text.partition(_BEGIN)
+    _, ended, after = rest.partition(_END)
+    if not found or not ended:
+        raise DataError(f"{name}: no place for results; put the lines {_BEGIN} and {_END} where they shall stand")
+    results = "\n\n".join([_markdown_table(accuracy_rows(records)), _note(records)])
+    return f"{before}{_BEGIN}\n{results}\n{_END}{after}"
+
+
+def accuracy_rows(records: Sequence[dict[str, Any]]) -> Rows:
+    """Per model: accuracy with interval on each channel set, and the worst set's part of its own best set."""
+    sets = list(records[0]["scores"])
+    rows = [["top-1 %", *sets, "worst ÷ all"]]
+    for record in records:
+        if list(record["scores"]) != sets:
+            raise DataError(f"record {record['name']} scores other channel sets than {records[0]['name']}")
+        scores = record["scores"]
+        cells = [
+            f"{100 * s['accuracy']:.1f} ({100 * s['low']:.1f}–{100 * s['high']:.1f})" for s in scores.values()
+        ]
+        all_channels = scores[sets[0]]["accuracy"]
+        worst = min(s["accuracy"] for s in scores.values())
+        rows.append([record["name"], *cells, f"{worst / all_channels:.2f}" if all_channels else "–"])
+    return rows
+
+
+def cost_rows(records: Sequence[dict[str, Any]]) -> Rows:
+    """Per model and channel set: parameters, multiply-adds, and the cost of making the kernel."""
+    rows = [
+        ["model", "channels", "parameters deployed", "MMACs per image", "MMACs per kernel", "parameters stored"]
+    ]
+    for record in records:
+        for name, cost in record["cost"]["sets"].items():
+            cells = [f"{cost['parameters']:,}", f"{cost['macs'] / 1e6:.1f}", f"{cost['kernel_macs'] / 1e6:.2f}"]
+            rows.append([record["name"], name, *cells, f"{record['cost']['stored_parameters']:,}"])
+    return rows
+
+
+def provenance_rows(records: Sequence[dict[str, Any]]) -> Rows:
+    """Per model: what it was trained and evaluated with."""
+    head = ["model", "images", "data", "seed", "epochs", "training", "sweep", "hardware", "trained at", "command"]
+    rows = [head]
+    for record in records:
+        rows.append(
+            [
+                record["name"],
+                f"{record['images']} {record['split']}, {record['quarantined']} quarantined",
+                ", ".join(f"{split} {value}" for split, value in record["fingerprint"].items()),
+                str(record["seed"]),
+                str(record["recipe"]["schedule"]["epochs"]),
+                f"{record['seconds']['train']:.0f} s, {record['precision']['train']}",
+                f"{record['seconds']['sweep']:.1f} s",
+                record["trained"]["hardware"],
+                record["trained"]["commit"][:12],
+                record["provenance"]["command"],
+            ]
+        )
+    return rows
+
+
+def _summary(records: Sequence[dict[str, Any]]) -> str:
+    parts = []
+    for record in records:
+        scores = list(record["scores"].items())
+        name, worst = min(scores, key=lambda item: item[1]["accuracy"])
+        parts.append(
+            f"{record['name']} ({record['recipe']['model']['stem']} {record['recipe']['model']['body']}): "
+            f"{100 * scores[0][1]['accuracy']:.1f} % on {scores[0][0]}, "
+            f"at worst {100 * worst['accuracy']:.1f} % ({name})"
+        )
+    return "; ".join(parts) + "."
+
+
+def _note(records: Sequence[dict[str, Any]]) -> str:
+    counts = sorted({record["images"] for record in records})
+    return (
+        f"One set of weights per row; n = {', '.join(map(str, counts))} {records[0]['split']} images per cell; "
+        "in brackets the 95 % Wilson interval; the last column is the worst set's over that on all channels."
+    )
+
+
+def _record_file(source: Path, split: str) -> Path:
+    return source / f"sweep-{split}.json" if source.is_dir() else source
+
+
+def _default_out(sources: Sequence[Path]) -> Path:
+    folders = [str((source if source.is_dir() else source.parent).absolute()) for source in sources]
+    return Path(os.path.commonpath(folders)) / "report.html"
+
+
+def _markdown_table(rows: Rows) -> str:
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in escaped]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def _html_table(rows: Rows) -> str:
+    def line(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "\n".join(line(row, "td") for row in rows[1:])
+    return f"<div class=wide><table>\n<thead>{line(rows[0], 'th')}</thead>\n<tbody>{body}</tbody></table></div>"
+
+
+_PAGE = """<!doctype html>
+<html lang=en>
+<meta charset=utf-8>
+<meta name=viewport content="width=device-width, initial-scale=1">
+<title>Anychannel: accuracy by channel set</title>
+<style>
+:root { color-scheme: light dark; --line: #8884; --quiet: #8888; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; }
+figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+td { white-space: nowrap; } th { border-bottom: 2px solid var(--quiet); }
+.note { font-size: .85rem; }
+@media print { body { margin: 0; max-width: none; } .wide { overflow: visible; } td { white-space: normal; } }
+</style>
+<body>
+BODY
+</body>
+</html>
+"""
+
+
+def parse(args: list[str] | None = None) -> Report:
+    """The report that the command line describes."""
+    return tyro.cli(Report, args=args, prog="python -m training.report")
+
+
+if __name__ == "__main__":
+    run_program(lambda: main(parse(sys.argv[1:])))
