@@ -92,7 +92,7 @@ def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]
         "seed": recipe.seed,
         "recipe": _portable_recipe(recipe),
         "history": read_metrics(run_dir),
-        "provenance": provenance(),
+        "provenance": provenance("training.evaluate"),
     }
 
 

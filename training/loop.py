@@ -87,7 +87,8 @@ class Trainer:
         """Train to the end, or to a stop request: True when the recipe is complete."""
         work = track(self._run(), self.steps - self.step, self._describe, quiet=not self.runtime.is_main)
         for _ in work:
-            if self.stop.requested():
+            # Now and then only: the ranks must agree, and asking makes the GPU wait.
+            if self.step % self.recipe.schedule.log_steps == 0 and self.stop.requested():
                 self._save()
                 return False
         return True

@@ -19,11 +19,15 @@ FORMAT = 1
 _PACKAGES = ("torch", "torchvision", "accelerate", "nvidia-dali-cuda130")
 
 
-def provenance() -> dict[str, Any]:
-    """Where a result comes from: commit, command, time, hardware and versions."""
+def provenance(program: str) -> dict[str, Any]:
+    """Where a result comes from: commit, command, time, hardware and versions.
+
+    Args:
+        program: the module that was run, e.g. "training.evaluate".
+    """
     return {
         "commit": commit(),
-        "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
+        "command": " ".join(["python -m", program, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
         "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
@@ -75,11 +79,6 @@ def read_record(file: Path) -> dict[str, Any]:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _module() -> str:
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec else Path(sys.argv[0]).name
 
 
 def _version(package: str) -> str:

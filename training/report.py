@@ -6,6 +6,7 @@ from a record that `training.evaluate` wrote; nothing is typed by hand.
 
 import html
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,35 +22,38 @@ from training.figures import accuracy_by_set, in_page_colour, on_white, training
 from training.records import read_record
 
 Rows = list[list[str]]  # a table: the first row is its head
-_BEGIN, _END = "<!-- results: made by training.report -->", "<!-- /results -->"
+_BLOCK = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
 @dataclass(kw_only=True)
 class Report:
     """Make a page from records."""
 
-    sources: tyro.conf.Positional[tuple[Path, ...]]
+    sources: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Run directories that have been evaluated, or record files."""
     split: Literal["test", "val", "train"] = "test"
     """Which sweep of a run directory."""
     out: Path | None = None
     """The page; report.html beside or in the sources by default. Its Markdown twin ends in .md."""
-    update: Path | None = None
-    """Instead of a page: bring the results between the markers in this Markdown file up to date."""
     figure: Path | None = None
-    """With --update: also write the picture of accuracy by channel set to this SVG file."""
+    """Instead of a page: write the picture of accuracy by channel set to this SVG file."""
+    update: Path | None = None
+    """Instead of a page: make the tables in this Markdown file anew, each between the lines
+    <!-- results: RECORD RECORD… --> and <!-- /results -->; records are named relative to the file."""
 
 
 def main(job: Report) -> None:
     """Read the records and write what was asked for."""
+    if job.update:
+        write_atomically(job.update, updated(job.update))
+        print(f"updated {job.update}")
+        return
     if not job.sources:
         raise DataError("no run directory given; evaluate one with python -m training.evaluate RUN_DIR")
     records = [read_record(_record_file(source, job.split)) for source in job.sources]
-    if job.update:
-        write_atomically(job.update, updated(job.update.read_text(), records, str(job.update)))
-        if job.figure:
-            write_atomically(job.figure, on_white(accuracy_by_set(records)) + "\n")
-        print(f"updated {job.update}")
+    if job.figure:
+        write_atomically(job.figure, on_white(accuracy_by_set(records)))
+        print(f"wrote {job.figure}")
         return
     out = job.out or _default_out(job.sources)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -89,24 +93,29 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def updated(text: str, records: Sequence[dict[str, Any]], name: str) -> str:
-    """A Markdown text with the results between its markers made anew.
+def updated(file: Path) -> str:
+    """The text of a Markdown file with every table of results made anew from the records it names.
 
     Raises:
-        DataError: the text has no markers.
+        DataError: the file names no records, or one of them cannot be read.
     """
-    before, found, rest = text.partition(_BEGIN)
-    _, ended, after = rest.partition(_END)
-    if not found or not ended:
-        raise DataError(f"{name}: no place for results; put the lines {_BEGIN} and {_END} where they shall stand")
-    results = "\n\n".join([_markdown_table(accuracy_rows(records)), _note(records)])
-    return f"{before}{_BEGIN}\n{results}\n{_END}{after}"
+    text = file.read_text()
+    if not _BLOCK.search(text):
+        raise DataError(
+            f"{file}: no place for results; add the lines <!-- results: RECORD… --> and <!-- /results -->"
+        )
+
+    def block(found: re.Match[str]) -> str:
+        records = [read_record(file.parent / name) for name in found[2].split()]
+        return found[1] + "\n\n".join([_markdown_table(accuracy_rows(records)), _note(records)]) + "\n" + found[3]
+
+    return _BLOCK.sub(block, text)
 
 
 def accuracy_rows(records: Sequence[dict[str, Any]]) -> Rows:
-    """Per model: accuracy with interval on each channel set, and the worst set's part of its own best set."""
+    """Per model: accuracy with interval on each channel set, the worst over that on all, and training time."""
     sets = list(records[0]["scores"])
-    rows = [["top-1 %", *sets, "worst ÷ all"]]
+    rows = [["top-1 %", *sets, "worst ÷ all", "training"]]
     for record in records:
         if list(record["scores"]) != sets:
             raise DataError(f"record {record['name']} scores other channel sets than {records[0]['name']}")
@@ -116,7 +125,8 @@ def accuracy_rows(records: Sequence[dict[str, Any]]) -> Rows:
         ]
         all_channels = scores[sets[0]]["accuracy"]
         worst = min(s["accuracy"] for s in scores.values())
-        rows.append([record["name"], *cells, f"{worst / all_channels:.2f}" if all_channels else "–"])
+        ratio = f"{worst / all_channels:.2f}" if all_channels else "–"
+        rows.append([record["name"], *cells, ratio, f"{record['seconds']['train'] / 60:.1f} min"])
     return rows
 
 
@@ -169,9 +179,12 @@ def _summary(records: Sequence[dict[str, Any]]) -> str:
 
 def _note(records: Sequence[dict[str, Any]]) -> str:
     counts = sorted({record["images"] for record in records})
+    hardware = sorted({record["trained"]["hardware"] for record in records})
+    commits = sorted({record["trained"]["commit"][:12] for record in records})
     return (
-        f"One set of weights per row; n = {', '.join(map(str, counts))} {records[0]['split']} images per cell; "
-        "in brackets the 95 % Wilson interval; the last column is the worst set's over that on all channels."
+        f"One set of weights per row; n = {', '.join(map(str, counts))} {records[0]['split']} images per cell, "
+        "with the 95 % Wilson interval in brackets; “worst ÷ all” is the worst channel set's accuracy over that on all "
+        f"channels. Trained on {'; '.join(hardware)}, at commit {', '.join(commits)}."
     )
 
 

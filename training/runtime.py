@@ -1,4 +1,4 @@
-"""Processes, devices and precision. The only file that imports accelerate (and, through it, DeepSpeed)."""
+"""Processes, devices and precision. The only file that imports accelerate."""
 
 import os
 import warnings
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import Tensor, nn
 
 from training.config import ConfigError
@@ -29,6 +29,8 @@ class Runtime:
     """
 
     def __init__(self, precision: str = "fp32", seed: int = 0, processes: int | None = None) -> None:
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            raise ConfigError("training does not support DeepSpeed yet; launch with launch/ddp.yaml instead")
         cpu = not torch.cuda.is_available()
         self.precision = resolve_precision(precision, cpu)
         mixed = "no" if self.precision == "fp32" else self.precision
@@ -39,8 +41,6 @@ class Runtime:
         self.device = self._accelerator.device
         self.is_main = self.rank == 0
         self._check_world(processes)
-        if self._accelerator.distributed_type is DistributedType.DEEPSPEED:
-            self._accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = 1
         set_seed(seed)
 
     def _check_world(self, processes: int | None) -> None:
@@ -52,22 +52,16 @@ class Runtime:
                 f"{wanted} processes were asked for, but this one sees a world of {self.world}; "
                 "start with `accelerate launch --config_file launch/cpu.yaml` (CPU) or launch/ddp.yaml (GPUs)"
             )
-        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and self.device.type == "cpu":
-            raise ConfigError("DeepSpeed was asked for, but there is no GPU; use launch/cpu.yaml instead")
 
     def prepare(
         self, model: nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Move to the device in channels_last memory, then wrap for DDP or DeepSpeed."""
-        model = model.to(self.device)
-        if self._accelerator.distributed_type is not DistributedType.DEEPSPEED:
-            # Before DDP wraps the model, whose gradient buckets follow the strides. DeepSpeed's flattening
-            # cannot take channels_last weights; there only the input is.
-            model = model.to(memory_format=torch.channels_last)
+        """Move to the device in channels_last memory, then wrap for DDP, whose buckets follow the strides."""
+        model = model.to(self.device, memory_format=torch.channels_last)
         return self._accelerator.prepare(model, optimizer)
 
     def unwrap(self, model: nn.Module) -> nn.Module:
-        """The network itself, without DDP or DeepSpeed around it."""
+        """The network itself, without DDP around it."""
         return self._accelerator.unwrap_model(model)
 
     def autocast(self) -> torch.autocast:

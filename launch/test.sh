@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change goes in: lint, format, the whole test suite.
+#
+#   bash launch/test.sh [PYTEST ARGUMENTS]      e.g. bash launch/test.sh tests/launch -x
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
+
+ensure_venv test
+cd -- "$ROOT"
+"$VENV/bin/python" -m ruff check
+"$VENV/bin/python" -m ruff format --check
+exec "$VENV/bin/python" -m pytest "$@"

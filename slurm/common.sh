@@ -1,0 +1,71 @@
+# What every batch script shares. Sourced from the repository root on the job's first node:
+#
+#   launch MODULE [ARGS...]               runs a program in one process per GPU, on every node of the job
+#   launch_and_requeue RUN_DIR MODULE ... the same; when Slurm's warning comes, stops it cleanly and requeues
+#
+# Environment: ANYCHANNEL_CPU_RANKS processes per node where no GPU was asked for (default 1);
+# ANYCHANNEL_VENV the environment to use (default .venv). A cluster whose nodes have several networks may also
+# need NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME; sbatch hands on whatever is exported.
+set -euo pipefail
+
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+venv=${ANYCHANNEL_VENV:-$PWD/.venv}
+[[ -f $venv/bin/activate ]] || die "no environment in $venv: make it once, on the login node, with bash launch/venv.sh"
+source "$venv/bin/activate"
+
+NODES=$SLURM_JOB_NUM_NODES
+if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then
+    RANKS_PER_NODE=$SLURM_GPUS_ON_NODE
+else
+    RANKS_PER_NODE=${ANYCHANNEL_CPU_RANKS:-1}
+    # gloo, and none of the GPUs that a node without device limits may show; else every rank would train alone.
+    export ACCELERATE_USE_CPU=true CUDA_VISIBLE_DEVICES=
+    echo "no GPU was asked for (--gpus-per-node N): $RANKS_PER_NODE CPU process(es) per node"
+fi
+RANKS=$((NODES * RANKS_PER_NODE))
+
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# From the job id, so that jobs sharing a node differ, and below the ports the kernel hands out by itself.
+# A job of one node takes any free port instead.
+MASTER_PORT=$((NODES > 1 ? 15000 + SLURM_JOB_ID % 10000 : 0))
+
+# From Slurm 22.05 on srun no longer takes over the job's --cpus-per-task.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+# The launcher would give each process one thread.
+THREADS=$((SRUN_CPUS_PER_TASK / RANKS_PER_NODE))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((THREADS > 0 ? THREADS : 1))}
+
+launch() {
+    # One launcher per node. The single quotes matter: SLURM_NODEID differs from node to node, so it must be
+    # read there, not here. A launcher that fails takes the others down instead of leaving them to wait.
+    # (When all went well the log may still end in "Error waiting on exit barrier": one launcher left before the
+    # other had said goodbye. It is harmless.)
+    srun --nodes="$NODES" --ntasks="$NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
+        bash -c 'exec accelerate launch --machine_rank "$SLURM_NODEID" "$@"' launcher \
+        --config_file launch/multinode.yaml --num_machines "$NODES" --num_processes "$RANKS" \
+        --main_process_ip "$MASTER_ADDR" --main_process_port "$MASTER_PORT" -m "$@"
+}
+
+launch_and_requeue() {
+    local stop=$1/STOP launcher status warned=0
+    shift
+    rm -f -- "$stop" # of the last time: this job goes on from there
+
+    # Only this shell gets the signal, which would kill the processes and the launcher. They look for the stop
+    # file between two steps, save, and leave with status 0.
+    trap 'warned=1' USR1
+    launch "$@" &
+    launcher=$!
+    wait "$launcher" && status=0 || status=$? # until the launcher ends, or the signal comes
+    if ((warned)); then
+        echo "time is nearly up: asking the run to save and stop ($stop)"
+        mkdir -p -- "${stop%/STOP}"
+        # More than once: a run that is only just starting clears it away, taking it for an old one.
+        while kill -0 "$launcher" 2>/dev/null; do touch -- "$stop" || true; sleep 2; done
+        wait "$launcher" && status=0 || status=$?
+    fi
+
+    ((status == 0)) || exit "$status" # a failure, not a stop: going on would only hide it
+    ((!warned)) || scontrol requeue "$SLURM_JOB_ID"
+}

@@ -1,0 +1,46 @@
+"""What only a CUDA device can show. Skipped, with the reason in the summary, where there is none."""
+
+import pytest
+import torch
+from images import write_images
+
+from pipelines.batch import IMAGENET_STD, View
+from pipelines.build import build_loader
+from pipelines.integrity import scan
+from pipelines.manifest import read_manifest
+from training.runtime import resolve_precision
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def samples(tmp_path):
+    return scan(read_manifest(write_images(tmp_path / "data", 29) / "train.txt"))
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_gpu_decoding_equals_cpu_decoding(samples, half, training):
+    pytest.importorskip("nvidia.dali")
+    view = View(size=32, training=training, half=half)
+    on_gpu, _ = build_loader("dali", samples, view, 8, torch.device("cuda", 0))
+    on_cpu, _ = build_loader("portable", samples, view, 8, torch.device("cpu"))
+    for batch, oracle in zip(on_gpu, on_cpu, strict=True):
+        assert batch.images.device.type == batch.labels.device.type == "cuda"
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(batch.ids.cpu(), oracle.ids)
+        difference = (batch.images.cpu().float() - oracle.images.float()).abs() * 255 * min(IMAGENET_STD)
+        assert difference.mean() < 1.5  # nvJPEG's inverse DCT and chroma upsampling are not libjpeg's
+
+
+def test_gpu_batches_may_be_kept(samples):
+    pytest.importorskip("nvidia.dali")
+    loader, _ = build_loader("dali", samples, View(size=32, training=True), 4, torch.device("cuda", 0))
+    kept = [(batch, batch.images.clone()) for batch in loader]
+    torch.cuda.synchronize()
+    assert all(torch.equal(batch.images, copy) for batch, copy in kept)
+
+
+def test_precision_follows_the_device():
+    assert resolve_precision("fp16", cpu=False) == "fp16"
+    assert resolve_precision("auto", cpu=False) in ("bf16", "fp32")
