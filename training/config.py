@@ -101,11 +101,11 @@ class Schedule:
 
     epochs: int = 30
     """Passes over the training list."""
-    channel_sets: Literal["mixed", "full"] = "mixed"
-    """Channel sets of a training batch. mixed: a group with all channels and groups with smaller sets;
-    full: all channels only."""
+    channel_sets: Literal["sandwich", "full"] = "sandwich"
+    """Channel sets of a training batch. sandwich: a group with all channels, one with a single channel, and
+    groups with random sets; full: all channels only."""
     groups: int = 4
-    """Groups of a mixed batch, each with a channel set of its own."""
+    """Groups of a sandwich batch, each with a channel set of its own; 2 or more."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of convolutions and matrix products. auto: bf16 where the hardware has it, else fp32."""
     eval_epochs: int = 5
@@ -118,7 +118,9 @@ class Schedule:
     """Checkpoints that are kept."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "groups", "eval_epochs", "log_steps", "checkpoint_steps", "keep"):
+        if self.groups < 2:
+            raise ConfigError(f"--schedule.groups {self.groups} must be at least 2: all channels, and one channel")
+        for name in ("epochs", "eval_epochs", "log_steps", "checkpoint_steps", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--schedule.{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
 

@@ -219,15 +219,18 @@ class Trainer:
 def channel_sets(recipe: Recipe, step: int) -> list[ChannelSet]:
     """The channel sets of a step's groups: a pure function of seed and step, so alike on every rank and resume.
 
-    The first group always has all channels, so the others draw from the smaller sets.
+    Sandwich rule: always the largest set and one of the smallest, and random ones between. Source: Yu and Huang,
+    "Universally Slimmable Networks", arXiv 1903.05134, §3.2.
     """
     vocabulary = recipe.model.channels
     full = ChannelSet.full(vocabulary)
     if recipe.schedule.channel_sets == "full":
         return [full]
     rng = Random(f"channel sets {recipe.seed} {step}")
-    smaller = max(1, len(vocabulary) - 1)
-    return [full, *(ChannelSet.sample(vocabulary, rng, smaller) for _ in range(recipe.schedule.groups - 1))]
+    single = ChannelSet.sample(vocabulary, rng, largest=1)
+    smaller = max(1, len(vocabulary) - 1)  # all channels have their group already
+    between = [ChannelSet.sample(vocabulary, rng, smaller) for _ in range(recipe.schedule.groups - 2)]
+    return [full, single, *between]
 
 
 def validate(model: nn.Module, loader: Loader, runtime: Runtime) -> dict[str, Score]:

@@ -18,7 +18,7 @@ def _part(name: str, stem: str, channel_sets: str) -> Recipe:
         name=name,
         data=Data(labels="0-19", size=64, batch_size=128),
         model=Model(stem=stem),
-        schedule=Schedule(epochs=30, channel_sets=channel_sets),
+        schedule=Schedule(epochs=45, channel_sets=channel_sets),
     )
 
 
@@ -35,15 +35,15 @@ def _mini_imagenet(name: str, stem: str, channel_sets: str) -> Recipe:
 RECIPES: dict[str, tuple[str, Recipe]] = {
     "quickstart": (
         "Any-channel ResNet-18 on the embedded data set; a few CPU minutes.",
-        _quickstart("quickstart", "any-channel", "mixed"),
+        _quickstart("quickstart", "any-channel", "sandwich"),
     ),
     "quickstart-naive": (
         "Its control: an ordinary ResNet-18 trained on RGB, missing channels black.",
         _quickstart("quickstart-naive", "zero-fill", "full"),
     ),
     "resnet18-part": (
-        "Any-channel ResNet-18 on 20 classes of mini-ImageNet at 64 px; about 25 minutes on two CPU cores.",
-        _part("resnet18-part", "any-channel", "mixed"),
+        "Any-channel ResNet-18 on 20 classes of mini-ImageNet at 64 px; about half an hour on two CPU cores.",
+        _part("resnet18-part", "any-channel", "sandwich"),
     ),
     "resnet18-part-naive": (
         "Its control: an ordinary ResNet-18 trained on RGB, missing channels black.",
@@ -51,7 +51,7 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
     ),
     "mini-imagenet": (
         "Any-channel ResNet-34 on all of mini-ImageNet at 84 px; wants a GPU.",
-        _mini_imagenet("mini-imagenet", "any-channel", "mixed"),
+        _mini_imagenet("mini-imagenet", "any-channel", "sandwich"),
     ),
     "mini-imagenet-naive": (
         "Its control: an ordinary ResNet-34 trained on RGB, missing channels black.",

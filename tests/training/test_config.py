@@ -69,6 +69,7 @@ def test_first_difference():
         (lambda: Data(size=8), "--data.size"),
         (lambda: Data(labels="x"), "--data.labels"),
         (lambda: Schedule(epochs=0), "--schedule.epochs"),
+        (lambda: Schedule(groups=1), "--schedule.groups"),
         (lambda: Schedule(eval_epochs=0), "--schedule.eval-epochs"),
         (lambda: Model(vocabulary="RGBN"), "--model.vocabulary"),
     ],
@@ -127,10 +128,13 @@ def test_weight_decay_is_for_weights_only():
 
 
 def test_channel_sets_of_a_step():
-    mixed = replace(Recipe(), schedule=Schedule(groups=4))
-    assert channel_sets(mixed, 7) == channel_sets(mixed, 7)
-    assert len({tuple(map(str, channel_sets(mixed, step))) for step in range(50)}) > 10
-    assert all(str(channel_sets(mixed, step)[0]) == "RGB" for step in range(20))
+    sandwich = replace(Recipe(), schedule=Schedule(groups=4))
+    steps = [channel_sets(sandwich, step) for step in range(300)]
+    assert steps == [channel_sets(sandwich, step) for step in range(300)]
+    assert {len(sets) for sets in steps} == {4}
+    assert {(len(sets[0]), len(sets[1])) for sets in steps} == {(3, 1)}  # the largest, and one of the smallest
+    assert {str(chosen) for sets in steps for chosen in sets[2:]} == {"RG", "RB", "GB", "R", "G", "B"}
+    assert steps != [channel_sets(replace(sandwich, seed=1), step) for step in range(300)]
     full = replace(Recipe(), schedule=Schedule(channel_sets="full"))
     assert [str(chosen) for chosen in channel_sets(full, 3)] == ["RGB"]
 
