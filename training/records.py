@@ -49,7 +49,8 @@ def hardware() -> str:
     """The accelerator, or the processor and the cores that this process may use."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()}× {torch.cuda.get_device_name()}"
-    return f"CPU, {len(os.sched_getaffinity(0))} cores, {_processor()}"
+    cores = len(os.sched_getaffinity(0))
+    return f"{_processor()}, {cores} core{'s' if cores > 1 else ''}"
 
 
 def write_record(file: Path, record: dict[str, Any]) -> None:

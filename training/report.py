@@ -133,11 +133,22 @@ def accuracy_rows(records: Sequence[dict[str, Any]]) -> Rows:
 def cost_rows(records: Sequence[dict[str, Any]]) -> Rows:
     """Per model and channel set: parameters, multiply-adds, and the cost of making the kernel."""
     rows = [
-        ["model", "channels", "parameters deployed", "MMACs per image", "MMACs per kernel", "parameters stored"]
+        [
+            "model",
+            "channels",
+            "parameters deployed",
+            "multiply-adds per image",
+            "per kernel made",
+            "parameters stored",
+        ]
     ]
     for record in records:
         for name, cost in record["cost"]["sets"].items():
-            cells = [f"{cost['parameters']:,}", f"{cost['macs'] / 1e6:.1f}", f"{cost['kernel_macs'] / 1e6:.2f}"]
+            cells = [
+                f"{cost['parameters']:,}",
+                f"{cost['macs'] / 1e6:.1f} M",
+                f"{cost['kernel_macs'] / 1e6:.2f} M",
+            ]
             rows.append([record["name"], name, *cells, f"{record['cost']['stored_parameters']:,}"])
     return rows
 
@@ -183,8 +194,8 @@ def _note(records: Sequence[dict[str, Any]]) -> str:
     commits = sorted({record["trained"]["commit"][:12] for record in records})
     return (
         f"One set of weights per row; n = {', '.join(map(str, counts))} {records[0]['split']} images per cell, "
-        "with the 95 % Wilson interval in brackets; “worst ÷ all” is the worst channel set's accuracy over that on all "
-        f"channels. Trained on {'; '.join(hardware)}, at commit {', '.join(commits)}."
+        "with the 95 % Wilson interval in brackets; “worst ÷ all” is the worst channel set's accuracy over that "
+        f"on all channels. Trained on {'; '.join(hardware)}, at commit {', '.join(commits)}."
     )
 
 
@@ -224,9 +235,9 @@ figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td { white-space: nowrap; } th { border-bottom: 2px solid var(--quiet); }
+td:first-child { white-space: nowrap; } th { border-bottom: 2px solid var(--quiet); }
 .note { font-size: .85rem; }
-@media print { body { margin: 0; max-width: none; } .wide { overflow: visible; } td { white-space: normal; } }
+@media print { body { margin: 0; max-width: none; } .wide { overflow: visible; } }
 </style>
 <body>
 BODY

@@ -75,8 +75,9 @@ def test_training_learns(tmp_path, program):
     folder = write_images(tmp_path / "data", 8, classes=2)
     for split in ("val", "test"):
         (folder / f"{split}.txt").write_text((folder / "train.txt").read_text())
-    flags = "--schedule.epochs 20 --schedule.eval-epochs 20 --data.scale 0.9 --optim.label-smoothing 0".split()
-    assert program("train", *train_args(folder, tmp_path / "run", *flags)) == 0
+    length = ("--schedule.epochs", "20", "--schedule.eval-epochs", "20")
+    ease = ("--data.scale", "0.9", "--optim.label-smoothing", "0")
+    assert program("train", *train_args(folder, tmp_path / "run", *length, *ease)) == 0
     losses = [row["train/loss"] for row in read_metrics(tmp_path / "run") if "train/loss" in row]
     assert losses[-1] < 0.5 * losses[0]
 
