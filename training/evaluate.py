@@ -17,17 +17,17 @@ from rich.table import Table
 from modeling.channels import ChannelSet
 from modeling.cost import channel_cost, count_parameters
 from modeling.resnet import ChannelNet
+from pipelines.errors import DataError
 from pipelines.progress import track
+from training.build import load_samples, make_loader, new_model
 from training.checkpoint import load_weights
 from training.cli import run_program
 from training.config import Recipe, load_recipe, to_dict
-from training.data import load_samples, make_loader
 from training.metrics import Score
 from training.monitor import read_metrics
 from training.records import provenance, write_record
 from training.runtime import Runtime
 from training.sweep import sweep
-from training.train import new_model
 
 
 @dataclass(kw_only=True)
@@ -68,7 +68,13 @@ def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]
         recipe = replace(recipe, data=replace(recipe.data, path=job.data))
     weights, metadata = load_weights(run_dir / "model.safetensors")
     samples = load_samples(recipe.data, job.split, runtime)
-    model = new_model(recipe.model, int(metadata["classes"]))
+    classes = int(metadata["classes"])
+    if samples.classes != classes:
+        raise DataError(
+            f"{run_dir} was trained on {classes} classes, but {recipe.data.path} has {samples.classes}; "
+            "name the right folder with --data"
+        )
+    model = new_model(recipe.model, classes)
     model.load_state_dict(weights)
     model.to(runtime.device).eval()
     loader, _ = make_loader(recipe.data, samples, runtime, training=False)

@@ -179,6 +179,13 @@ def test_wrong_number_of_ranks_is_refused(data_dir, tmp_path, program, capsys, m
     assert "2 processes were asked for, but this one sees a world of 1" in capsys.readouterr().err
 
 
+def test_batch_that_the_ranks_cannot_share(data_dir, tmp_path):
+    done = launch(3, "training.train", *train_args(data_dir, tmp_path / "run"))
+    assert done.returncode != 0
+    assert "--data.batch-size 8 does not divide by 3 processes; use 6" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_loss_that_is_no_number_stops_the_run(data_dir, tmp_path, program, capsys):
     args = train_args(data_dir, tmp_path / "run", "--optim.lr", "1e30", "--optim.warmup-epochs", "0")
     assert program("train", *args) == 1
@@ -195,6 +202,13 @@ def test_evaluating_what_is_not_there(tmp_path, program, capsys, data_dir):
     assert program("evaluate", run) == 2
     assert "finish the training first" in capsys.readouterr().err
     assert not list(run.glob("sweep*"))
+
+
+def test_evaluating_on_other_classes_is_refused(finished_run, tmp_path, program, capsys):
+    other = write_images(tmp_path / "other", 8, classes=4)
+    write_images(other, 4, classes=4, split="test")
+    assert program("evaluate", finished_run, "--data", other) == 2
+    assert "was trained on 3 classes, but" in capsys.readouterr().err
 
 
 def launch(ranks: int, *args: object) -> subprocess.CompletedProcess:

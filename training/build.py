@@ -1,13 +1,17 @@
-"""From a recipe's data settings to loaders: lists, scan, loader."""
+"""From a recipe's settings to the parts of a run: scanned images, loaders, network."""
 
 import os
-from pathlib import Path
 
-from pipelines.batch import Loader, View
+import torch
+from torch import Tensor
+
+from modeling.resnet import ChannelNet
+from modeling.zoo import build_model
+from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, Loader, View
 from pipelines.build import build_loader
 from pipelines.integrity import Samples, scan
 from pipelines.manifest import parse_labels, read_split
-from training.config import ConfigError, Data
+from training.config import ConfigError, Data, Model
 from training.runtime import Runtime
 
 
@@ -60,7 +64,23 @@ def cpu_threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def write_quarantine(samples: Samples, run_dir: Path, split: str) -> None:
-    """Write `quarantine-SPLIT.tsv` into the run directory where anything was refused."""
-    if samples.quarantined:
-        samples.write_quarantine(run_dir / f"quarantine-{split}.tsv")
+def first_images(data: Data, samples: Samples, count: int = 6) -> Tensor:
+    """The first images of a split as evaluation sees them, count×3×H×W on the CPU."""
+    view = View(size=data.size, training=False)
+    loader, _ = build_loader(data.loader, samples, view, min(count, len(samples)), torch.device("cpu"))
+    return next(iter(loader)).images
+
+
+def new_model(settings: Model, classes: int) -> ChannelNet:
+    """The network that a recipe describes, with fresh weights."""
+    fill = 0.0
+    if settings.fill == "black":
+        fill = [-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+    return build_model(
+        settings.body,
+        settings.stem,
+        settings.vocabulary,
+        classes,
+        templates=settings.templates,
+        fill=fill,
+    )
