@@ -13,7 +13,7 @@ runs=runs/quickstart
 if (($# > 0)); then
     [[ -d $1 ]] || die "DATA_DIR is not a directory: $1"
     data=$(cd -- "$1" && pwd) # before leaving the caller's directory
-    runs=runs/quickstart-$(basename -- "$data")
+    runs=runs/quickstart-$(basename -- "$data")-$(printf '%s' "$data" | cksum | cut -d ' ' -f 1) # names recur, paths do not
 fi
 
 ensure_venv

@@ -6,6 +6,9 @@ from itertools import combinations
 from random import Random
 from typing import Self
 
+import torch
+from torch import Tensor
+
 Vocabulary = tuple[str, ...]  # the ordered channel names a model knows, e.g. ("R", "G", "B")
 
 
@@ -85,6 +88,12 @@ class ChannelSet:
     def indices(self, vocabulary: Vocabulary) -> list[int]:
         """Where each channel stands in the vocabulary, in the set's own order."""
         return [vocabulary.index(name) for name in self.names]
+
+    def select(self, images: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """These channels of N×C×H×W images of the whole vocabulary: N×|S|×H×W in channels_last memory."""
+        if self.names == vocabulary:
+            return images
+        return images[:, self.indices(vocabulary)].contiguous(memory_format=torch.channels_last)
 
     def mask(self, vocabulary: Vocabulary) -> int:
         """The set as a bit mask over the vocabulary, 1 … 2^C - 1; blind to the order of its channels."""

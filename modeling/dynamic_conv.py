@@ -100,7 +100,10 @@ class ChannelConv2d(nn.Module):
                 f"input has {x.shape[1]} channels, but the channel set {self._parse(channels)} has "
                 f"{kernel.shape[1]}; pass the set that the input is made of"
             )
-        return F.conv2d(x, kernel.to(x.dtype), _cast(self.bias, x), self.stride, self.padding, self.dilation)
+        if not torch.is_autocast_enabled(x.device.type):  # autocast casts by itself, from float32
+            kernel = kernel.to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(kernel.dtype)
+        return F.conv2d(x, kernel, bias, self.stride, self.padding, self.dilation)
 
     @torch.no_grad()
     def materialize(self, channels: Channels = None) -> nn.Conv2d:
@@ -179,7 +182,3 @@ class SubsetBatchNorm2d(nn.Module):
         row = self.row(channels)
         scale = self.weight[row] * torch.rsqrt(self.running_var[row] + self.eps)
         return scale, self.bias[row] - self.running_mean[row] * scale
-
-
-def _cast(bias: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if bias is None else bias.to(like.dtype)

@@ -4,14 +4,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 from modeling.channels import parse_names
-from modeling.dynamic_conv import Channels
 from modeling.resnet import STEM_FEATURES, STEM_KERNEL, STEM_STRIDE, ChannelNet, resnet_body
 from modeling.stems import AnyChannelStem, Stem, ZeroFillStem
 
 BodyName = Literal["resnet18", "resnet34"]
 StemName = Literal["any-channel", "zero-fill"]
-
-__all__ = ["BodyName", "Channels", "StemName", "build_model", "build_stem"]
 
 
 def build_model(

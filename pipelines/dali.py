@@ -171,10 +171,3 @@ def _summary(error: RuntimeError) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if "rror" in line and not line.startswith(("Critical", "Error in CPU"))]
     return (told or lines or ["no reason given"])[0][:160]
-
-
-def version() -> str:
-    """DALI's version, for records."""
-    import nvidia.dali
-
-    return nvidia.dali.__version__

@@ -1,4 +1,4 @@
-"""Fetch the real data set and unpack it: ``python -m pipelines.download [OUT] [--url URL] [--archive ZIP]``.
+"""Fetch the real data set and unpack it: `python -m pipelines.download [OUT] [--url URL] [--archive ZIP]`.
 
 The zip lands beside OUT. While it is incomplete it is called NAME.part, and NAME.part.source says which version
 of which file it is the beginning of, so that a rerun goes on where the last one stopped. OUT appears only when
@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import math
 import re
 import shlex
 import shutil
@@ -23,19 +24,15 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from urllib import error, request
 from urllib.parse import urlsplit
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.progress import TransferSpeedColumn as SpeedColumn
-
 from pipelines.errors import DataError
 from pipelines.manifest import LIST_NAMES, find_list
+from pipelines.progress import track
 
 URL = "https://cchsu.info/files/images.zip"
-MARKER = "download.json"  # written into OUT; says which archive it came from
+MARKER = ".download.json"  # written into OUT; says which archive it came from
 GIB = 1 << 30
-CHUNK = 1 << 20  # bytes
+CHUNK = 1 << 20  # bytes: 1 MiB
 TIMEOUT_S = 60
-LINE_EVERY_S = 15.0
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses that a later attempt may not meet
 DROPPED = (error.URLError, ConnectionError, TimeoutError, http.client.HTTPException)
 
@@ -78,7 +75,15 @@ def fetch_dataset(
 
 
 def _file_name(url: str) -> str:
-    name = PurePosixPath(urlsplit(url).path).name
+    """The last part of the path; DataError where the URL is none that can be downloaded."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not re.fullmatch("[!-~]+", url):  # urllib takes printable ASCII only
+        raise DataError(f"{url!r}: not an http or https address; for a zip on this machine use --archive FILE")
+    name = PurePosixPath(parts.path).name
     return name if name.strip(".") else "archive.zip"
 
 
@@ -90,6 +95,15 @@ def _is_unpacked(out: Path, archive_name: str) -> bool:
         if json.loads((out / MARKER).read_text())["archive"] == archive_name:
             return True
     raise DataError(f"{out}: exists, but was not unpacked from {archive_name}; choose another OUT or remove it")
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{folder}: needs {needed / GIB:.1f} GiB, but only {free / GIB:.1f} are free; "
+            "make room or choose another OUT"
+        )
 
 
 # --- downloading ---
@@ -112,20 +126,19 @@ def download(
     Raises:
         DataError: the file cannot be had, or is not a zip with that checksum.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise DataError(f"{url}: not an http or https address; use --archive FILE for a file on this machine")
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = Part(url, target.with_name(target.name + ".part"))
-        _fetch_with_retries(part, target, retries, wait)
-        if not zipfile.is_zipfile(part.path):
-            part.discard()
-            raise DataError(f"{url}: what came is not a whole zip file, and was deleted; check the address")
-        _check_sha256(part.path, sha256)
-        part.path.replace(target)
-        part.discard()
-    else:
+    _file_name(url)
+    if target.exists():
         _check_sha256(target, sha256)
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Part(url, target.with_name(target.name + ".part"))
+    _fetch_with_retries(part, target, max(retries, 0), wait)
+    if not zipfile.is_zipfile(part.path):
+        part.discard()
+        raise DataError(f"{url}: what came is not a whole zip file, and was deleted; check the address")
+    _check_sha256(part.path, sha256)
+    part.path.replace(target)
+    part.discard()
     return target
 
 
@@ -209,16 +222,15 @@ def _fetch(part: Part) -> None:
         raise ConnectionError("the remote file is shorter than the part of it here") from None
     with response:
         total = _begin(part, response, offset)
-        _check_space(part.path.parent, (total or 0) - part.size)
-        with part.path.open("ab") as file, _progress(part.path.stem, total, file.tell()) as advance:
-            for chunk in _chunks(response):
+        missing = None if total is None else total - part.size
+        _check_space(part.path.parent, missing or 0)
+        with part.path.open("ab") as file:
+            for chunk in _with_speed(_chunks(response), missing, part.path.stem):
                 file.write(chunk)
-                advance(len(chunk))
             size = file.tell()
-    if total is not None and size > total:
-        part.discard()
-        raise ConnectionError(f"got {size:,} bytes of a file of {total:,}")
-    if total is not None and size < total:
+    if total is not None and size != total:
+        if size > total:
+            part.discard()
         raise ConnectionError(f"the connection closed after {size:,} of {total:,} bytes")
 
 
@@ -273,6 +285,28 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
         raise ConnectionError(_reason(problem)) from problem
 
 
+def _with_speed(chunks: Iterator[bytes], missing: int | None, name: str) -> Iterator[bytes]:
+    """Pass chunks through, and report on stderr how fast they come and how long the rest takes, if that is known.
+
+    `missing` is the number of bytes to come, None if the server does not tell.
+    """
+    start, received = time.monotonic(), 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal received
+        for chunk in chunks:
+            received += len(chunk)
+            yield chunk
+
+    def what() -> str:
+        speed = received / max(time.monotonic() - start, 1e-9)
+        return f"{name} at {speed / 1e6:.1f} MB/s, MiB"
+
+    size = "unknown size" if missing is None else f"{missing / 1e6:,.1f} MB"
+    print(f"downloading {name}: {size} to go", file=sys.stderr, flush=True)
+    return track(counted(), math.ceil((missing or 0) / CHUNK), what, quiet=missing is None)
+
+
 # --- unpacking ---
 
 
@@ -298,10 +332,10 @@ def unpack(archive: Path, out: Path, max_bytes: int = 64 * GIB) -> Path:
             _check_space(out.parent, total)
             root = Path(scratch, "root")
             root.mkdir()
-            _extract(file, entries, root, total)
+            _extract(file, entries, root)
             (root / MARKER).write_text(json.dumps({"archive": archive.name, "files": len(entries)}) + "\n")
             root.rename(out)
-    except (zipfile.BadZipFile, UnicodeDecodeError) as problem:
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError) as problem:
         raise DataError(f"{archive}: damaged zip ({problem}); delete it and fetch it again") from problem
     return out
 
@@ -334,15 +368,12 @@ def _problem(info: zipfile.ZipInfo, path: PureWindowsPath) -> str | None:
     return None
 
 
-def _extract(file: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], root: Path, total: int) -> None:
-    with _progress("unpacking", total) as advance:
-        for path, info in entries.items():
-            target = root / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as stream:  # "x": never over another entry
-                for chunk in _contents(file, info):
-                    stream.write(chunk)
-                    advance(len(chunk))
+def _extract(file: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo], root: Path) -> None:
+    for path, info in track(entries.items(), len(entries), f"unpacking {file.filename}"):
+        target = root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as stream:  # "x": never over another entry
+            stream.writelines(_contents(file, info))
 
 
 def _contents(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -355,46 +386,7 @@ def _contents(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
         raise zipfile.BadZipFile(f"{info.filename!r}: {problem}") from problem
 
 
-# --- both ---
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DataError(
-            f"{folder}: needs {needed / GIB:.1f} GiB, but only {free / GIB:.1f} are free; "
-            "make room or choose another OUT"
-        )
-
-
-@contextlib.contextmanager
-def _progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Give a function to be told of every further byte; a bar on a terminal, elsewhere a line now and then."""
-    if not sys.stderr.isatty():
-        yield _line_printer(what, total, done)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), SpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total, completed=done)
-        yield lambda count: progress.advance(task, count)
-
-
-def _line_printer(what: str, total: int | None, done: int) -> Callable[[int], None]:
-    at_start, start = done, time.monotonic()
-    told = start
-
-    def advance(count: int) -> None:
-        nonlocal done, told
-        done += count
-        now = time.monotonic()
-        if now - told < LINE_EVERY_S:
-            return
-        told = now
-        speed = (done - at_start) / (now - start)
-        left = f" of {total / 1e6:.0f} MB, {(total - done) / speed:.0f} s left" if total else " MB"
-        print(f"{what}: {done / 1e6:.0f}{left}, {speed / 1e6:.1f} MB/s", file=sys.stderr, flush=True)
-
-    return advance
+# --- the command line ---
 
 
 def find_lists(out: Path) -> Path | None:
@@ -410,7 +402,7 @@ def find_lists(out: Path) -> Path | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 2 after a DataError, 130 when interrupted."""
     options = vars(_parser().parse_args(argv))
-    options["max_bytes"] = int(options.pop("max_gib") * GIB)
+    options["max_bytes"] = options.pop("max_gib") * GIB
     try:
         out = fetch_dataset(**options)
     except DataError as problem:
@@ -431,14 +423,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.download",
         description="Download the data set, going on where an earlier attempt stopped, and unpack it safely.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("out", nargs="?", type=Path, default=Path("data/mini-imagenet"), help="folder to make")
-    parser.add_argument("--url", default=URL, help="http(s) address of the zip")
+    parser.add_argument(
+        "out",
+        nargs="?",
+        type=Path,
+        default=Path("data/mini-imagenet"),
+        help="folder to make; %(default)s by default",
+    )
+    parser.add_argument("--url", default=URL, help="http(s) address of the zip; %(default)s by default")
     parser.add_argument("--archive", type=Path, metavar="ZIP", help="a zip on this machine; skips the download")
     parser.add_argument("--sha256", metavar="HEX", help="digest that the zip must have")
-    parser.add_argument("--max-gib", type=float, default=64, metavar="N", help="refuse to unpack more than this")
-    parser.add_argument("--retries", type=int, default=8, metavar="N", help="after dropped connections")
+    parser.add_argument(
+        "--max-gib", type=int, default=64, metavar="N", help="refuse to unpack more; %(default)s by default"
+    )
+    parser.add_argument(
+        "--retries", type=int, default=8, metavar="N", help="after dropped connections; 8 by default"
+    )
     return parser
 
 

@@ -7,6 +7,7 @@ quarantined with a reason; the verdicts are cached until a file or the list chan
 """
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import sys
@@ -17,17 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image, UnidentifiedImageError
 
 from pipelines.errors import DataError
 from pipelines.manifest import Manifest
 from pipelines.progress import track
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # what Pillow, torchvision and DALI all decode
-MAX_PIXELS = 200_000_000  # a decoded RGB image of this size takes 600 MB
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP")  # what Pillow, torchvision and DALI all decode; MPO: JPEG and more
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
-_CACHE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Verdict:
     height: int = 0
     content: str = ""
     reason: str = ""
+    passing: bool = False  # the trouble may pass (permissions, disk): look again next time
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def scan(manifest: Manifest, *, max_bad: float = 0.05, cache: Path | None = None
     verdicts = _read_cache(file)
     if verdicts is None:
         verdicts = _inspect_all(manifest)
-        _write_cache(file, verdicts)
+        if not any(verdict.passing for verdict in verdicts):
+            _write_cache(file, verdicts)
     samples = _keep_sound(manifest, verdicts)
     _report(manifest, samples, max_bad)
     return samples
@@ -100,11 +102,13 @@ def inspect(file: str) -> Verdict:
     except FileNotFoundError:
         return Verdict(reason="no such file; restore it or delete its row")
     except OSError as error:
-        return Verdict(reason=f"cannot be read ({error.strerror}); check permissions and disk")
+        return Verdict(reason=f"cannot be read ({error.strerror}); check permissions and disk", passing=True)
     if not data:
         return Verdict(reason="zero bytes long; fetch it again")
     try:
         return _decode(file, data)
+    except Image.DecompressionBombError:  # Pillow's bound: 179 million pixels
+        reason = "too many pixels; scale it down"
     except UnidentifiedImageError:
         reason = "not an image; replace it or delete its row"
     except Exception as error:  # a foreign file may raise anything from Pillow's depths
@@ -113,25 +117,22 @@ def inspect(file: str) -> Verdict:
 
 
 def _decode(file: str, data: bytes) -> Verdict:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd EXIF blocks and large sizes; we judge both ourselves
-        with Image.open(file, formats=None) as image:
-            if image.format not in FORMATS and image.format != "MPO":  # MPO: a JPEG with a second picture
-                return Verdict(reason=f"is {image.format}, not one of {', '.join(FORMATS)}; convert it")
-            if image.width * image.height > MAX_PIXELS:
-                return Verdict(reason=f"{image.width}×{image.height} pixels is too large; scale it down")
-            width, height = image.size
-            if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
-                width, height = height, width
-            image.load()
+    with Image.open(file) as image:
+        if image.format not in FORMATS:
+            return Verdict(reason=f"is {image.format}, not one of {', '.join(FORMATS)}; convert it")
+        width, height = image.size
+        if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
+            width, height = height, width
+        image.load()
     return Verdict(width, height, hashlib.blake2b(data, digest_size=16).hexdigest())
 
 
 def _inspect_all(manifest: Manifest) -> list[Verdict]:
     files = manifest.files
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes without the GIL
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd EXIF blocks and large sizes: the verdict tells
         found = track(pool.map(inspect, files), len(files), f"scanning {manifest.source.name}")
-        verdicts = list(found)
+        verdicts = list(found)  # on threads, since Pillow decodes without the GIL
     sound = [i for i, verdict in enumerate(verdicts) if not verdict.reason]
     refused = _refused_by_dali([files[i] for i in sound], [verdicts[i] for i in sound])
     for i in sound:
@@ -178,7 +179,7 @@ def _report(manifest: Manifest, samples: Samples, max_bad: float) -> None:
     for path, reason in list(bad.items())[:10]:
         print(f"quarantined {manifest.root / path}: {reason}", file=sys.stderr)
     if len(bad) > 10:
-        print(f"… and {len(bad) - 10} more; all stand in the run's quarantine file", file=sys.stderr)
+        print(f"… and {len(bad) - 10} more", file=sys.stderr)
 
 
 # --- the cache -------------------------------------------------------------------------------------------
@@ -189,11 +190,19 @@ def _default_cache() -> Path:
 
 
 def _cache_key(manifest: Manifest) -> str:
-    """Hash of everything that a verdict depends on: rows, place, and each file's size and time."""
-    digest = hashlib.sha256(f"{_CACHE_VERSION} {manifest.root} {manifest.rows_hash}".encode())
+    """Hash of everything that a verdict depends on: decoders, rows, place, and each file's size and time."""
+    digest = hashlib.sha256(f"{_decoders()} {manifest.root} {manifest.rows_hash}".encode())
     for stamp in _stamps(manifest.files):
         digest.update(stamp.encode())
     return digest.hexdigest()[:24]
+
+
+def _decoders() -> list[str]:
+    """Pillow's and DALI's versions; DALI's package carries the CUDA version in its name."""
+    found = [
+        dist for dist in importlib.metadata.distributions() if dist.name.lower().startswith("nvidia-dali-cuda")
+    ]
+    return [PIL.__version__, *sorted(f"{dist.name} {dist.version}" for dist in found)]
 
 
 def _stamps(files: Iterable[str]) -> Iterator[str]:

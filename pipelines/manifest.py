@@ -56,11 +56,6 @@ class Manifest:
             digest.update(f"{path}\t{label}\n".encode())
         return digest.hexdigest()[:16]
 
-    def without(self, paths: Collection[str]) -> "Manifest":
-        """The manifest without some paths, for instance the quarantined ones."""
-        kept = [i for i, path in enumerate(self.paths) if path not in paths]
-        return self._take(kept)
-
     def only_labels(self, labels: Collection[int]) -> "Manifest":
         """Keep some classes, renumbered 0 … n - 1 in ascending order of their old labels.
 
@@ -116,6 +111,8 @@ def read_manifest(list_file: Path, root: Path | None = None, classes: int | None
         raise DataError(f"{list_file}: no such list file; see --data.path")
     try:
         text = list_file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{list_file}: cannot be read ({error.strerror}); check its permissions") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{list_file}: not UTF-8 text ({error.reason}); save the list as UTF-8") from None
     rows: dict[str, int] = {}
@@ -155,7 +152,15 @@ def read_split(
     manifest = train
     if split != "train":
         manifest = read_manifest(find_list(folder, split), root, classes=train.classes)
-    return manifest.only_labels(labels) if labels else manifest
+    if labels is not None:
+        return manifest.only_labels(labels)
+    absent = next((label for label, seen in enumerate(sorted(set(train.labels))) if label != seen), None)
+    if absent is not None:
+        raise DataError(
+            f"{train.source}: no image has label {absent}, but labels go up to {train.classes - 1}; "
+            "number the classes without gaps, or choose some with --data.labels"
+        )
+    return manifest
 
 
 def parse_labels(text: str) -> list[int]:
@@ -168,22 +173,13 @@ def parse_labels(text: str) -> list[int]:
     try:
         for part in text.split(","):
             first, _, last = part.partition("-")
-            labels.extend(range(int(first), int(last or first) + 1))
+            several = range(int(first), int(last or first) + 1)
+            if not several or several[0] < 0:
+                raise ValueError(part)
+            labels.extend(several)
     except ValueError:
         raise DataError(f"--data.labels {text!r}: write numbers and ranges, like 0-19,40") from None
     return sorted(set(labels))
-
-
-def class_names(folder: Path, labels: Collection[int] | None, classes: int) -> list[str]:
-    """Names for people: the rows of `classes.txt` (`ID NAME`, in label order), else "class 7".
-
-    Only the first name of a row like `n01532829 house finch, linnet` is kept.
-    """
-    file = folder / "classes.txt"
-    rows = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    names = [row.partition(" ")[2].partition(",")[0] or row for row in rows if row.strip()]
-    wanted = sorted(labels) if labels else range(classes)
-    return [names[i] if i < len(names) else f"class {i}" for i in wanted]
 
 
 def _parse_row(line: str, classes: int | None) -> tuple[str, int]:

@@ -33,9 +33,25 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def save(self, step: int, weights: dict[str, Tensor], state: dict[str, Any]) -> Path:
-        """Write a checkpoint, make it the last, and delete the oldest beyond `keep`."""
+        """Write a checkpoint, make it the last, and delete the oldest beyond `keep`.
+
+        Raises:
+            DataError: it could not be written, for instance because the disk is full; the one before stands.
+        """
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
+        try:
+            self._write(temporary, final, weights, state)
+        except (OSError, SafetensorError, RuntimeError) as error:  # a full disk has many names
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise DataError(
+                f"{final} could not be written ({' '.join(str(error).split())[:200]}); make room, "
+                "then go on from the checkpoint before it with --resume"
+            ) from error
+        self._prune(step)
+        return final
+
+    def _write(self, temporary: Path, final: Path, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(_contiguous(weights), temporary / "model.safetensors")
@@ -48,9 +64,12 @@ class Checkpoints:
         temporary.rename(final)
         _flush(self.folder)
         write_atomically(self.folder / "LAST", final.name)
-        for old in self._all()[: -self.keep]:
-            shutil.rmtree(old)
-        return final
+
+    def _prune(self, step: int) -> None:
+        """Keep the newest; those of later steps are damaged, or the run would have gone on from them."""
+        older = [folder for folder in self._all() if int(folder.name.removeprefix("step-")) <= step]
+        for folder in {*self._all()} - {*older[-self.keep :]}:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Weights and state of the newest sound checkpoint, or None where there is none at all.
@@ -98,7 +117,7 @@ def load_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise DataError(f"{file}: not there; finish the training first (training.train … --resume)")
     try:
         with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise DataError(f"{file}: damaged ({error}); train again or restore it") from None
 

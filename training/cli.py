@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Callable
 
+import torch
+
 from pipelines.errors import DataError
 from training.config import ConfigError
 from training.loop import NonFiniteLossError
@@ -18,8 +20,12 @@ def run_program(main: Callable[[], None]) -> None:
         _leave(f"error: {error}", EXIT_BAD_INPUT)
     except NonFiniteLossError as error:
         _leave(f"error: {error}", EXIT_FAILED)
+    except OSError as error:
+        _leave(f"error: {error}; check the path, its permissions and the disk", EXIT_FAILED)
+    except torch.cuda.OutOfMemoryError as error:
+        _leave(f"error: {str(error).splitlines()[0]}; lower --data.batch-size", EXIT_FAILED)
     except KeyboardInterrupt:
-        _leave("interrupted; go on from the last checkpoint with --resume", EXIT_INTERRUPTED)
+        _leave("interrupted; what is saved stands, and training goes on from it with --resume", EXIT_INTERRUPTED)
 
 
 def _leave(message: str, status: int) -> None:

@@ -16,6 +16,7 @@ from modeling.zoo import BodyName, StemName
 from pipelines.build import LoaderName
 from pipelines.errors import DataError
 from pipelines.manifest import parse_labels
+from training.checkpoint import write_atomically
 
 T = TypeVar("T")
 
@@ -45,9 +46,18 @@ class Data:
     max_bad: float = 0.05
     """Part of a list's images that may be unusable before the run refuses to start."""
 
+    def absolute(self) -> "Data":
+        """The same with paths that hold from any folder."""
+        root = self.root and self.root.absolute()
+        return dataclasses.replace(self, path=self.path.absolute(), root=root)
+
     def __post_init__(self) -> None:
         if self.labels is not None:
             parse_labels(self.labels)
+        if self.batch_size < 2:
+            raise ConfigError(f"--data.batch-size {self.batch_size} must be at least 2: norms need company")
+        if not 0 <= self.max_bad < 1:
+            raise ConfigError(f"--data.max-bad {self.max_bad} must lie in [0, 1)")
         if not 0 < self.scale <= 1:
             raise ConfigError(f"--data.scale {self.scale} must lie in (0, 1]")
         if self.size < 32:
@@ -73,6 +83,9 @@ class Model:
         if parse_names(self.vocabulary) != ("R", "G", "B"):
             raise ConfigError(f"--model.vocabulary {self.vocabulary}: image files give RGB only, for now")
 
+        if self.templates < 1:
+            raise ConfigError(f"--model.templates {self.templates} must be at least 1")
+
     @property
     def channels(self) -> Vocabulary:
         """The vocabulary as names."""
@@ -93,6 +106,17 @@ class Optim:
     """Epochs until the highest learning rate is reached."""
     label_smoothing: float = 0.1
     """Probability mass spread over all classes in the target."""
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ConfigError(f"--optim.lr {self.lr} must be above 0")
+        if not 0 < self.momentum < 1:
+            raise ConfigError(f"--optim.momentum {self.momentum} must lie in (0, 1)")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"--optim.label-smoothing {self.label_smoothing} must lie in [0, 1)")
+        for name in ("weight_decay", "warmup_epochs"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--optim.{name.replace('_', '-')} {getattr(self, name)} must not be negative")
 
 
 @dataclass(kw_only=True)
@@ -138,10 +162,14 @@ class Recipe:
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"--seed {self.seed} must not be negative")
+
 
 def save_recipe(recipe: Recipe, file: Path) -> None:
-    """Write a recipe as YAML."""
-    file.write_text(yaml.safe_dump(to_dict(recipe), sort_keys=False))
+    """Write a recipe as YAML, atomically."""
+    write_atomically(file, yaml.safe_dump(to_dict(recipe), sort_keys=False))
 
 
 def load_recipe(file: Path) -> Recipe:
@@ -175,9 +203,23 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
     return kind(**{key: _revive(hints[key], value) for key, value in values.items()})
 
 
+# May change while a run goes on: where the data lies (its contents are checked) and what is written down.
+_HARMLESS = {
+    "name",
+    "data.path",
+    "data.root",
+    "data.loader",
+    "data.max_bad",
+    "schedule.log_steps",
+    "schedule.keep",
+}
+
+
 def first_difference(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> str | None:
-    """The first setting in which two recipes differ, as `data.size: 64 → 84`, or None."""
+    """The first setting in which two recipes differ and results may too, as `data.size: 64 → 84`, or None."""
     for key in a:
+        if f"{prefix}{key}" in _HARMLESS:
+            continue
         if isinstance(a[key], dict):
             found = first_difference(a[key], b.get(key, {}), f"{prefix}{key}.")
             if found:

@@ -41,7 +41,7 @@ class Evaluation:
     data: Path | None = None
     """Folder of the lists, where it has moved since the training."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """fp32 gives the same counts everywhere; bf16 is faster, and ties between classes may fall otherwise."""
+    """fp32 gives the same counts on any number of ranks; bf16 is faster, and near-ties may fall otherwise."""
     processes: int | None = None
     """Refuse to start unless there are this many ranks."""
 
@@ -49,23 +49,21 @@ class Evaluation:
 def main(job: Evaluation) -> None:
     """Evaluate one run after the other."""
     runtime = Runtime(job.precision, processes=job.processes)
-    try:
-        for run_dir in job.run_dirs:
-            record = evaluate(run_dir, job, runtime)
-            if runtime.is_main:
-                file = run_dir / f"sweep-{job.split}.json"
-                write_record(file, record)
-                _show(record)
-                print(f"wrote {file}; next: python -m training.report {' '.join(map(str, job.run_dirs))}")
-    finally:
-        runtime.close()
+    for run_dir in job.run_dirs:
+        record = evaluate(run_dir, job, runtime)
+        if runtime.is_main:
+            file = run_dir / f"sweep-{job.split}.json"
+            write_record(file, record)
+            _show(record)
+            print(f"wrote {file}; next: python -m training.report {' '.join(map(str, job.run_dirs))}")
+    runtime.close()
 
 
 def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]:
     """The record of one run: scores, costs, training history, provenance."""
     recipe = load_recipe(run_dir / "config.yaml")
     if job.data:
-        recipe = replace(recipe, data=replace(recipe.data, path=job.data))
+        recipe = replace(recipe, data=replace(recipe.data, path=job.data, root=None))
     weights, metadata = load_weights(run_dir / "model.safetensors")
     samples = load_samples(recipe.data, job.split, runtime)
     classes = int(metadata["classes"])
@@ -82,6 +80,9 @@ def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]
     sets = ChannelSet.all_of(recipe.model.channels)
     start = time.perf_counter()
     scores = sweep(model, batches, sets, runtime)
+    seconds = time.perf_counter() - start
+    if any(score.n != len(samples) for score in scores.values()):
+        raise RuntimeError(f"counted {[score.n for score in scores.values()]} of {len(samples)} images")
     return {
         "kind": "sweep",
         "name": recipe.name,
@@ -91,14 +92,14 @@ def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]
         "fingerprint": {"train": metadata["train_fingerprint"], job.split: samples.fingerprint},
         "scores": {name: _score_row(score) for name, score in scores.items()},
         "cost": _cost(model, recipe, sets),
-        "seconds": {"train": float(metadata["seconds"]), "sweep": time.perf_counter() - start},
+        "seconds": {"train": float(metadata["seconds"]), "sweep": seconds},
         "processes": {"train": int(metadata["processes"]), "sweep": runtime.world},
         "precision": {"train": metadata["precision"], "sweep": runtime.precision},
         "trained": {"commit": metadata["commit"], "hardware": metadata["hardware"]},
         "seed": recipe.seed,
         "recipe": _portable_recipe(recipe),
         "history": read_metrics(run_dir),
-        "provenance": provenance("training.evaluate"),
+        "provenance": provenance("training.evaluate", runtime.world),
     }
 
 

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,30 +20,35 @@ from training.metrics import Score
 from training.monitor import Monitor
 from training.optim import learning_rate, set_learning_rate
 from training.preemption import StopFile
+from training.records import commit
 from training.runtime import Runtime
 from training.sweep import sweep
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is infinite or not a number; nothing was saved since the last checkpoint."""
+    """The loss is infinite or not a number; the last checkpoint is from before."""
 
 
 @dataclass
 class Meter:
-    """Means since it was last read; sums stay on the device until then, so that no step waits for them."""
+    """What happened since it was last read; sums stay on the device until then, so that no step waits for them.
 
-    loss: Tensor | float = 0.0
-    steps: int = 0
-    images: int = 0
+    Attributes:
+        sums: summed loss, and the number of images it is over, of this rank, shape (2,).
+        waited: seconds spent waiting for data.
+    """
+
+    sums: Tensor
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
-    def read(self) -> dict[str, float]:
-        """Loss, images/s, and the part of the time spent waiting for data."""
+    def read(self, runtime: Runtime) -> dict[str, float]:
+        """Mean loss and images/s over all ranks, and the part of the time that this one waited for data."""
         seconds = time.perf_counter() - self.since
+        loss, images = runtime.sum(self.sums).tolist()
         return {
-            "train/loss": float(self.loss) / self.steps,
-            "train/images_per_s": self.images / seconds,
+            "train/loss": loss / max(images, 1.0),
+            "train/images_per_s": images / seconds,
             "train/data_wait": self.waited / seconds,
         }
 
@@ -77,9 +83,10 @@ class Trainer:
         self.steps_per_epoch = -(-len(train.samples) // recipe.data.batch_size)
         self.steps = recipe.schedule.epochs * self.steps_per_epoch
         self.step = 0
+        self.commit = commit()  # of the code as the run started; it may change underneath
         self.seconds = 0.0  # spent training so far, over all runs that resumed one another
         self._started = time.perf_counter()
-        self._meter = Meter()
+        self._meter = self._new_meter()
         self._last: dict[str, float] = {}
         self._saved = 0  # step of the newest checkpoint
 
@@ -103,6 +110,7 @@ class Trainer:
         scaler = self.runtime.scaler
         return {
             "step": self.step,
+            "commit": self.commit,
             "seconds": self.seconds_so_far,
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
@@ -112,7 +120,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a checkpoint stood."""
         self.step = self._saved = state["step"]
-        self.seconds = state["seconds"]
+        self.seconds, self.commit = state["seconds"], state["commit"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.runtime.scaler and state["scaler"]:
             self.runtime.scaler.load_state_dict(state["scaler"])
@@ -126,8 +134,8 @@ class Trainer:
                 self._train_step(batch)
                 if self.step % schedule.log_steps == 0 or self.step == self.steps:
                     self._log()
-                if self.step % schedule.checkpoint_steps == 0:
-                    self._save()
+                if self.step % schedule.checkpoint_steps == 0 and self.step % self.steps_per_epoch:
+                    self._save()  # an epoch's last step is saved below, after its validation
                 yield
             if self.train.epoch % schedule.eval_epochs == 0 or self.train.epoch == schedule.epochs:
                 self._validate()
@@ -142,9 +150,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self._meter.loss += loss.detach()
-        self._meter.steps += 1
-        self._meter.images += self.recipe.data.batch_size
+        count = batch.valid.sum()
+        self._meter.sums += torch.stack([loss.detach() * len(batch.valid), count.to(loss.dtype)])
 
     def _loss(self, batch: Batch) -> Tensor:
         """Mean over the batch with padding rows as zero, so that each sample weighs the same in an epoch."""
@@ -162,35 +169,44 @@ class Trainer:
     def _group(self, images: Tensor) -> tuple[list[Tensor], list[ChannelSet]]:
         """Split a batch into groups of images, each cut down to the channel set of its group."""
         sets = channel_sets(self.recipe, self.step)
-        parts = images.chunk(len(sets))
-        sets = sets[: len(parts)]
-        return [
-            part if len(chosen) == len(self.vocabulary) else part[:, chosen.indices(self.vocabulary)]
-            for part, chosen in zip(parts, sets, strict=True)
-        ], sets
+        parts = images.tensor_split(len(sets))  # evenly; empty ones where there are fewer images than groups
+        pairs = [(part, chosen) for part, chosen in zip(parts, sets, strict=True) if len(part)]
+        groups = [chosen.select(part, self.vocabulary) for part, chosen in pairs]
+        return groups, [chosen for _, chosen in pairs]
 
     def _validate(self) -> None:
+        start = time.perf_counter()
         model = self.runtime.unwrap(self.model)
         self.runtime.average_buffers(model)
         scores = validate(model, self.val, self.runtime)
         self.monitor.sweep(self.step, "val", scores, epoch=self.train.epoch)
         self._say(f"epoch {self.train.epoch}/{self.recipe.schedule.epochs} val top-1: {format_scores(scores)}")
-        self._meter = Meter()
+        self._meter.since += time.perf_counter() - start  # validation is not training's time
 
     def _log(self) -> None:
-        values = self._meter.read()
-        if not torch.isfinite(torch.tensor(values["train/loss"])):
-            raise NonFiniteLossError(
-                f"loss is {values['train/loss']} near step {self.step}; lower --optim.lr "
-                f"(now {self.recipe.optim.lr}) and use --resume to go on from the last checkpoint"
-            )
+        values = self._meter.read(self.runtime)
+        self._check_finite(values["train/loss"])
         lr = self.optimizer.param_groups[0]["lr"]
         self.monitor.scalars(self.step, {**values, "train/lr": lr}, epoch=self.train.epoch)
-        self._meter = Meter()
+        self._meter = self._new_meter()
         self._last = values
 
+    def _check_finite(self, loss: float) -> None:
+        """The same loss on every rank, so that all of them stop."""
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss is {loss} at step {self.step}, the last checkpoint is of step {self._saved}; "
+                f"start anew with --run-dir and an --optim.lr below {self.recipe.optim.lr}"
+            )
+
+    def _new_meter(self) -> Meter:
+        return Meter(torch.zeros(2, device=self.runtime.device))
+
     def _save(self) -> None:
-        if self.runtime.is_main and self.step != self._saved:
+        if self.step == self._saved:
+            return
+        self._check_finite(self._meter.read(self.runtime)["train/loss"])  # nothing poisoned is saved
+        if self.runtime.is_main:
             weights = self.runtime.unwrap(self.model).state_dict()
             self.checkpoints.save(self.step, weights, self.state_dict())
         self._saved = self.step

@@ -1,5 +1,6 @@
 """What people look at while a run goes on: TensorBoard, JSON lines, and lines on the terminal."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ class Monitor:
             from torch.utils.tensorboard import SummaryWriter  # imported late: it takes a second
 
             self._drop_after(step)
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step or None)
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def scalars(self, step: int, values: Mapping[str, float], **extra: Any) -> None:
         """Record scalars by tag, e.g. "train/loss"; `extra` goes into the JSON line alone."""
@@ -62,14 +63,23 @@ class Monitor:
 
     def _drop_after(self, step: int) -> None:
         if self._lines.is_file():
-            kept = [line for line in self._lines.read_text().splitlines() if json.loads(line)["step"] <= step]
-            write_atomically(self._lines, "".join(f"{line}\n" for line in kept if step))
+            kept = [row for row in _rows(self._lines) if step and row["step"] <= step]
+            write_atomically(self._lines, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The rows of `metrics.jsonl`, oldest first; none where the file is missing."""
     file = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return _rows(file) if file.is_file() else []
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; a last one torn by a crash is dropped."""
+    rows = []
+    for line in file.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def channel_grid(images: Tensor, vocabulary: Vocabulary, rows: int = 6) -> Tensor:

@@ -19,36 +19,37 @@ FORMAT = 1
 _PACKAGES = ("torch", "torchvision", "accelerate", "nvidia-dali-cuda130")
 
 
-def provenance(program: str) -> dict[str, Any]:
+def provenance(program: str, processes: int) -> dict[str, Any]:
     """Where a result comes from: commit, command, time, hardware and versions.
 
     Args:
         program: the module that was run, e.g. "training.evaluate".
+        processes: how many ranks it ran on.
     """
     return {
         "commit": commit(),
         "command": " ".join(["python -m", program, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(),
+        "hardware": hardware(processes),
         "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
     }
 
 
 def commit() -> str:
-    """The project's commit, with "+changes" where the tree differs from it; "unknown" outside a checkout."""
+    """The project's commit, with "+changes" where its code differs from it; "unknown" outside a checkout."""
     root = Path(__file__).parent.parent
     try:
         head = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+        changed = _git(root, "status", "--porcelain", "--", "modeling", "pipelines", "training")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+changes" if changed else "")
 
 
-def hardware() -> str:
-    """The accelerator, or the processor and the cores that this process may use."""
+def hardware(processes: int) -> str:
+    """The accelerators, one for each process, or the processor and the cores that this process may use."""
     if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()}× {torch.cuda.get_device_name()}"
+        return f"{processes}× {torch.cuda.get_device_name()}"
     cores = len(os.sched_getaffinity(0))
     return f"{_processor()}, {cores} core{'s' if cores > 1 else ''}"
 

@@ -117,8 +117,11 @@ def accuracy_rows(records: Sequence[dict[str, Any]]) -> Rows:
     sets = list(records[0]["scores"])
     rows = [["top-1 %", *sets, "worst ÷ all", "training"]]
     for record in records:
-        if list(record["scores"]) != sets:
-            raise DataError(f"record {record['name']} scores other channel sets than {records[0]['name']}")
+        if list(record["scores"]) != sets or _test_set(record) != _test_set(records[0]):
+            raise DataError(
+                f"{record['name']} and {records[0]['name']} were not scored on the same images and channel sets; "
+                "they cannot stand in one table"
+            )
         scores = record["scores"]
         cells = [
             f"{100 * s['accuracy']:.1f} ({100 * s['low']:.1f}–{100 * s['high']:.1f})" for s in scores.values()
@@ -197,6 +200,11 @@ def _note(records: Sequence[dict[str, Any]]) -> str:
         "with the 95 % Wilson interval in brackets; “worst ÷ all” is the worst channel set's accuracy over that "
         f"on all channels. Trained on {'; '.join(hardware)}, at commit {', '.join(commits)}."
     )
+
+
+def _test_set(record: dict[str, Any]) -> tuple[str, str]:
+    """What identifies the images that a record is about."""
+    return record["split"], record["fingerprint"][record["split"]]
 
 
 def _record_file(source: Path, split: str) -> Path:

@@ -1,18 +1,21 @@
 """Processes, devices and precision. The only file that imports accelerate."""
 
+import datetime
 import os
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from training.config import ConfigError
 
 T = TypeVar("T")
+_PATIENCE = datetime.timedelta(hours=12)  # of ranks that wait while the first one scans a large data set
 
 
 class Runtime:
@@ -38,9 +41,13 @@ class Runtime:
             warnings.simplefilter("ignore")  # accelerate's own deprecations are not ours to mend
             self._accelerator = Accelerator(cpu=cpu, mixed_precision=mixed)
         self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
-        self.device = self._accelerator.device
+        self.device = _with_index(self._accelerator.device)
         self.is_main = self.rank == 0
         self._check_world(processes)
+        # Objects travel beside the training's own group: over gloo, and with time enough for a long scan.
+        self._side = dist.new_group(backend="gloo", timeout=_PATIENCE) if self.world > 1 else None
+        if self.precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # it keeps ten bits of the mantissa
         set_seed(seed)
 
     def _check_world(self, processes: int | None) -> None:
@@ -58,7 +65,11 @@ class Runtime:
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Move to the device in channels_last memory, then wrap for DDP, whose buckets follow the strides."""
         model = model.to(self.device, memory_format=torch.channels_last)
-        return self._accelerator.prepare(model, optimizer)
+        model, optimizer = self._accelerator.prepare(model, optimizer)
+        for name, weight in model.named_parameters():
+            if weight.dim() == 4 and not weight.is_contiguous(memory_format=torch.channels_last):
+                raise RuntimeError(f"{name} lost its channels_last memory in prepare; strides {weight.stride()}")
+        return model, optimizer
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """The network itself, without DDP around it."""
@@ -102,14 +113,21 @@ class Runtime:
                 outcome[0] = work()
             except Exception as error:
                 outcome[1] = error
-        broadcast_object_list(outcome)
+        dist.broadcast_object_list(outcome, src=0, group=self._side)
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group. Not after an error: it would wait for ranks that wait for this one."""
         self._accelerator.end_training()
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """accelerate says plain "cuda" outside of distributed runs; DALI must know which GPU."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def resolve_precision(precision: str, cpu: bool) -> str:
@@ -119,8 +137,12 @@ def resolve_precision(precision: str, cpu: bool) -> str:
         ConfigError: fp16 without a GPU.
     """
     if precision == "auto":
-        fast_bf16 = torch.cpu._is_avx512_bf16_supported() if cpu else torch.cuda.is_bf16_supported()
+        fast_bf16 = (
+            torch.cpu._is_avx512_bf16_supported()
+            if cpu
+            else torch.cuda.is_bf16_supported(including_emulation=False)
+        )
         return "bf16" if fast_bf16 else "fp32"
     if precision == "fp16" and cpu:
-        raise ConfigError("--schedule.precision fp16 needs a GPU (a CPU would quietly use fp32); use bf16 or fp32")
+        raise ConfigError("precision fp16 needs a GPU (a CPU would quietly use fp32); use bf16 or fp32")
     return precision

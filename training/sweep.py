@@ -32,7 +32,7 @@ def sweep(
     for batch in batches:
         for row, (chosen, network) in enumerate(zip(sets, plain, strict=True)):
             with runtime.autocast():
-                logits = network(batch.images[:, chosen.indices(vocabulary)])
+                logits = network(chosen.select(batch.images, vocabulary))
             sums[row] += count(logits, batch.labels, batch.valid)
     sums = runtime.sum(sums)
     return {str(chosen): to_score(sums[row]) for row, chosen in enumerate(sets)}

@@ -4,9 +4,12 @@ One process, or several: `accelerate launch --config_file launch/cpu.yaml -m tra
 `python -m training.train --help` lists the recipes, `python -m training.train RECIPE --help` all settings.
 """
 
+import contextlib
+import fcntl
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import tyro
 
@@ -22,7 +25,7 @@ from training.monitor import Monitor
 from training.optim import build_optimizer
 from training.preemption import StopFile
 from training.recipes import RECIPES
-from training.records import commit, hardware
+from training.records import hardware
 from training.runtime import Runtime
 
 
@@ -41,37 +44,37 @@ class Job(Recipe):
 def main(job: Job) -> None:
     """Train to the end, or to a stop request, and leave weights in the run directory."""
     runtime = Runtime(job.schedule.precision, job.seed, job.processes)
-    try:
-        _train(job, runtime)
-    finally:
-        runtime.close()
+    _train(job, runtime)
+    runtime.close()
 
 
 def _train(job: Job, runtime: Runtime) -> None:
     run_dir = job.run_dir or Path("runs") / job.name
     recipe = _recipe(job)
-    if job.resume and (run_dir / "model.safetensors").exists():
+    if runtime.first(lambda: _is_finished(run_dir, recipe, job.resume)):
         _say(runtime, f"{run_dir} is finished; next: python -m training.evaluate {run_dir}")
         return
     samples = {split: load_samples(recipe.data, split, runtime) for split in ("train", "val")}
     train, reason = make_loader(recipe.data, samples["train"], runtime, training=True, seed=recipe.seed)
     val, _ = make_loader(recipe.data, samples["val"], runtime, training=False)
-    runtime.first(lambda: _open_run(run_dir, recipe, job.resume, samples))
-    trainer = _build_trainer(run_dir, recipe, runtime, train, val, job.resume)
-    _say(runtime, _introduction(run_dir, trainer, reason))
-    finished = trainer.fit()
-    trainer.monitor.close()
-    if not finished:
+    with contextlib.ExitStack() as held:  # holds the lock on the run directory
+        runtime.first(lambda: _open_run(run_dir, recipe, samples, held))
+        trainer = _build_trainer(run_dir, recipe, runtime, train, val, job.resume)
+        _say(runtime, _introduction(run_dir, trainer, reason))
+        finished = trainer.fit()
+        trainer.monitor.close()
+        if finished:
+            runtime.first(lambda: _write_weights(run_dir, trainer))
+    if finished:
+        _say(runtime, f"finished in {trainer.seconds_so_far:.0f} s; next: python -m training.evaluate {run_dir}")
+    else:
         _say(runtime, f"stopped at step {trainer.step}, saved; go on with: --run-dir {run_dir} --resume")
-        return
-    runtime.first(lambda: _write_weights(run_dir, trainer))
-    _say(runtime, f"finished in {trainer.seconds_so_far:.0f} s; next: python -m training.evaluate {run_dir}")
 
 
 def _recipe(job: Job) -> Recipe:
-    """The job's recipe alone, with a data path that holds from any folder."""
+    """The job's recipe alone, with data paths that hold from any folder."""
     recipe = Recipe(**{name: getattr(job, name) for name in Recipe.__dataclass_fields__})
-    return replace(recipe, data=replace(recipe.data, path=recipe.data.path.absolute()))
+    return replace(recipe, data=recipe.data.absolute())
 
 
 def _build_trainer(
@@ -83,6 +86,7 @@ def _build_trainer(
     weights, state = (runtime.first(checkpoints.load) if resume else None) or (None, None)
     if weights:
         model.load_state_dict(weights)
+        train.load_state_dict(state["loader"])  # first, since it refuses other data
     model, optimizer = runtime.prepare(model, build_optimizer(model, recipe.optim))
     monitor = Monitor(run_dir, runtime.is_main, state["step"] if state else 0)
     stop = StopFile(run_dir, runtime)
@@ -95,21 +99,42 @@ def _build_trainer(
     return trainer
 
 
-def _open_run(run_dir: Path, recipe: Recipe, resume: bool, samples: dict[str, Samples]) -> None:
-    """Make the run directory, or check that the one there is this recipe's and is to be continued."""
+def _is_finished(run_dir: Path, recipe: Recipe, resume: bool) -> bool:
+    """Whether the run directory holds this very recipe, finished; False where it may be begun or continued.
+
+    Raises:
+        ConfigError: it holds a run that is not to be continued, or one of another recipe.
+    """
     config = run_dir / "config.yaml"
-    if not config.exists():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        save_recipe(recipe, config)
-    elif not resume:
+    if not config.exists() or not (run_dir / "checkpoints").exists():  # nothing there that could be lost
+        return False
+    if not resume:
         raise ConfigError(f"{run_dir} holds a run already; add --resume, or choose another --run-dir")
-    else:
-        changed = first_difference(to_dict(load_recipe(config)), to_dict(recipe))
-        if changed:
-            raise ConfigError(f"{run_dir} was started with another recipe ({changed}); choose another --run-dir")
+    changed = first_difference(to_dict(load_recipe(config)), to_dict(recipe))
+    if changed:
+        raise ConfigError(f"{run_dir} was started with another recipe ({changed}); choose another --run-dir")
+    return (run_dir / "model.safetensors").exists()
+
+
+def _open_run(run_dir: Path, recipe: Recipe, samples: dict[str, Samples], held: contextlib.ExitStack) -> None:
+    """Make the run directory, lock it, and say in it what the run is and which images it does without."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    held.enter_context(_lock(run_dir))
+    save_recipe(recipe, run_dir / "config.yaml")
     for split, scanned in samples.items():
         if scanned.quarantined:
             scanned.write_quarantine(run_dir / f"quarantine-{split}.tsv")
+
+
+def _lock(run_dir: Path) -> IO[str]:
+    """Keep other processes out of a run directory for as long as the returned file is open."""
+    file = (run_dir / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"{run_dir} is in use by another process; wait, or choose another --run-dir") from None
+    return file
 
 
 def _introduction(run_dir: Path, trainer: Trainer, reason: str) -> str:
@@ -135,8 +160,8 @@ def _write_weights(run_dir: Path, trainer: Trainer) -> None:
         "seconds": f"{trainer.seconds_so_far:.1f}",
         "processes": str(trainer.runtime.world),
         "precision": trainer.runtime.precision,
-        "commit": commit(),
-        "hardware": hardware(),
+        "commit": trainer.commit,
+        "hardware": hardware(trainer.runtime.world),
     }
     weights = trainer.runtime.unwrap(trainer.model).state_dict()
     save_weights(run_dir / "model.safetensors", weights, metadata)

@@ -8,7 +8,8 @@ from pipelines.batch import IMAGENET_STD, View
 from pipelines.build import build_loader
 from pipelines.integrity import scan
 from pipelines.manifest import read_manifest
-from training.runtime import resolve_precision
+from training.monitor import read_metrics
+from training.runtime import Runtime, resolve_precision
 
 pytestmark = pytest.mark.gpu
 
@@ -31,6 +32,24 @@ def test_gpu_decoding_equals_cpu_decoding(samples, half, training):
         assert torch.equal(batch.ids.cpu(), oracle.ids)
         difference = (batch.images.cpu().float() - oracle.images.float()).abs() * 255 * min(IMAGENET_STD)
         assert difference.mean() < 1.5  # nvJPEG's inverse DCT and chroma upsampling are not libjpeg's
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_training_on_the_gpu(data_dir, tmp_path, fresh_accelerate, precision):
+    """The whole program on one GPU, as `python -m training.train` starts it."""
+    from tiny import train_args
+
+    from training import train
+
+    args = train_args(data_dir, tmp_path / "run", "--schedule.precision", precision)
+    train.main(train.parse(args))
+    rows = read_metrics(tmp_path / "run")
+    assert rows[-1]["step"] == 10
+    assert (tmp_path / "run/model.safetensors").exists()
+
+
+def test_the_device_has_an_index(fresh_accelerate):
+    assert Runtime().device.index is not None  # DALI would decode on the CPU otherwise
 
 
 def test_gpu_batches_may_be_kept(samples):

@@ -92,6 +92,15 @@ def test_kernel_is_made_in_float32_under_autocast():
         assert module(x, "RG").dtype == torch.bfloat16
 
 
+def test_half_precision_input_under_autocast_keeps_small_gradients():
+    """Loaders hand out float16 on GPUs; gradients must not pass through it, where they would vanish."""
+    module, x = conv(), torch.randn(2, 2, 8, 8).half()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = 1e-9 * module(x, "RG").float().mean()
+    loss.backward()
+    assert (module.templates.grad != 0).float().mean() > 0.9
+
+
 def test_gradients_are_right():
     module = conv(out=2, kernel=3, templates=2, embedding=3, hidden=4).double()
     x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)

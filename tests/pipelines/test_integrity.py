@@ -141,6 +141,23 @@ def test_verdicts_are_cached_until_a_file_changes(folder, monkeypatch):
     assert scan(manifest).fingerprint != first.fingerprint
 
 
+def test_trouble_that_may_pass_is_not_cached(folder, monkeypatch):
+    """Permissions can be mended without a trace in size or time."""
+    manifest, denied = read_manifest(folder / "train.txt"), str(folder / "images/train_0002.JPEG")
+    read = Path.read_bytes
+
+    def refuse(self):
+        if str(self) == denied:
+            raise PermissionError(13, "Permission denied")
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        samples = scan(manifest, max_bad=0.1)
+    assert "Permission denied" in samples.quarantined["images/train_0002.JPEG"]
+    assert not scan(manifest).quarantined
+
+
 def test_damaged_or_unwritable_cache_costs_a_scan_only(folder, tmp_path, capfd):
     manifest, cache = read_manifest(folder / "train.txt"), tmp_path / "verdicts"
     fingerprint = scan(manifest, cache=cache).fingerprint

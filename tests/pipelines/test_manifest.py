@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import DataError
-from pipelines.manifest import class_names, find_list, parse_labels, read_manifest, read_split
+from pipelines.manifest import find_list, parse_labels, read_manifest, read_split
 
 
 def write(folder: Path, text: str, name: str = "train.txt") -> Path:
@@ -107,14 +107,16 @@ def test_chosen_labels_are_renumbered_alike_in_every_split(tmp_path):
 
 def test_label_ranges():
     assert parse_labels("0-2,7,1") == [0, 1, 2, 7]
-    with pytest.raises(DataError, match="0-19,40"):
-        parse_labels("a-b")
+    for text in ("a-b", "", "19-0", "1--3", "-1", "1,,2"):
+        with pytest.raises(DataError, match="0-19,40"):
+            parse_labels(text)
 
 
-def test_class_names(tmp_path):
-    assert class_names(tmp_path, None, 2) == ["class 0", "class 1"]
-    (tmp_path / "classes.txt").write_text("n01 house finch, linnet\nn02 robin\nn03 gong\n")
-    assert class_names(tmp_path, [0, 2], 2) == ["house finch", "gong"]
+@pytest.mark.parametrize(("rows", "absent"), [("a 1\nb 2\n", 0), ("a 0\nb 10000000\n", 1)])
+def test_classes_without_images_are_refused(tmp_path, rows, absent):
+    write(tmp_path, rows)
+    with pytest.raises(DataError, match=rf"no image has label {absent}, but labels go up to.*--data\.labels"):
+        read_split(tmp_path, "train")
 
 
 def test_rows_hash_depends_on_paths_labels_and_order(tmp_path):

@@ -67,6 +67,14 @@ def test_all_damaged_is_not_a_fresh_start(tmp_path):
         checkpoints.load()
 
 
+def test_damaged_later_steps_do_not_push_out_sound_ones(tmp_path):
+    checkpoints = filled(tmp_path, steps=(1, 2, 3), keep=2)
+    flip_a_bit(tmp_path / "step-00000003" / "state.pt")
+    assert checkpoints.load()[1]["step"] == 2
+    checkpoints.save(2, weights(2), {"step": 2})
+    assert [folder.name for folder in sorted(tmp_path.glob("step-*"))] == ["step-00000002"]
+
+
 def test_lost_pointer_and_half_written_checkpoint(tmp_path):
     checkpoints = filled(tmp_path)
     (tmp_path / "LAST").unlink()
@@ -82,10 +90,11 @@ def test_death_at_any_moment_of_a_save_leaves_the_last_one(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(f"training.checkpoint.{moment}", die)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DataError, match=r"step-00000004 could not be written \(.*No space.*--resume"):
         checkpoints.save(4, weights(4), {"step": 4})
     monkeypatch.undo()
     assert checkpoints.load()[1]["step"] == 3
+    assert not list(tmp_path.glob(".step-*"))  # nor does it go on filling the disk
     checkpoints.save(4, weights(4), {"step": 4})
     assert checkpoints.load()[1]["step"] == 4
 

@@ -51,7 +51,7 @@ def test_records_hold_scores_costs_history_and_provenance(evaluated):
     assert naive["cost"]["sets"]["R"]["macs"] == naive["cost"]["sets"]["RGB"]["macs"]
     assert ours["fingerprint"] == naive["fingerprint"]
     assert ours["provenance"]["commit"] == commit()
-    assert ours["trained"]["hardware"] == hardware()
+    assert ours["trained"]["hardware"] == hardware(1)
     assert ours["provenance"]["command"].startswith("python -m training.evaluate")
     assert {"torch", "nvidia-dali-cuda130"} <= set(ours["provenance"]["versions"])
     assert str(evaluated[0].parent) not in json.dumps(ours["recipe"])  # no paths of this machine
@@ -123,7 +123,13 @@ def test_tables_of_the_documents_are_those_of_their_records():
 def test_worst_over_all_channels():
     def record(name, accuracies):
         scores = {s: {"accuracy": a, "low": a, "high": a} for s, a in zip(SETS, accuracies, strict=True)}
-        return {"name": name, "scores": scores, "seconds": {"train": 90}}
+        return {
+            "name": name,
+            "scores": scores,
+            "seconds": {"train": 90},
+            "split": "test",
+            "fingerprint": {"test": "f"},
+        }
 
     rows = accuracy_rows([record("m", [0.8, 0.7, 0.7, 0.7, 0.6, 0.4, 0.5]), record("zero", [0.0] * 7)])
     assert [row[-2:] for row in rows] == [["worst ÷ all", "training"], ["0.50", "1.5 min"], ["–", "1.5 min"]]
@@ -139,6 +145,14 @@ def test_bad_records_are_refused(tmp_path, program, capsys, content, reason):
     assert program("report", tmp_path) == 2
     assert reason in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
+
+
+def test_other_images_do_not_stand_in_one_table(evaluated, tmp_path, program, capsys):
+    record = json.loads((evaluated[0] / "sweep-test.json").read_text())
+    record["fingerprint"]["test"] = "another"
+    (tmp_path / "other.json").write_text(json.dumps(record))
+    assert program("report", evaluated[1], tmp_path / "other.json") == 2
+    assert "not scored on the same images" in capsys.readouterr().err
 
 
 def test_image_grid_blacks_out_missing_channels():

@@ -1,5 +1,6 @@
 """The programs, run for real on small data: train, stop, kill, resume, refuse."""
 
+import fcntl
 import json
 import os
 import signal
@@ -49,6 +50,7 @@ def assert_same_weights(a: Path, b: Path) -> None:
 
 def test_run_directory_holds_what_it_should(finished_run):
     assert {path.name for path in finished_run.iterdir()} == {
+        ".lock",
         "config.yaml",
         "checkpoints",
         "metrics.jsonl",
@@ -86,9 +88,8 @@ def test_training_learns(tmp_path, program):
 def test_killed_and_resumed_ends_with_the_same_weights(data_dir, tmp_path, program, moment):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     assert program("train", *train_args(data_dir, whole)) == 0
-    dead = subprocess.run(
-        [sys.executable, "-c", KILLED, moment, *train_args(data_dir, torn)], cwd=ROOT, capture_output=True
-    )
+    command = [sys.executable, "-c", KILLED, moment, *train_args(data_dir, torn)]
+    dead = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300)
     assert dead.returncode == -signal.SIGKILL
     assert not (torn / "model.safetensors").exists()
     last = (torn / "checkpoints" / "LAST").read_text()
@@ -179,18 +180,52 @@ def test_wrong_number_of_ranks_is_refused(data_dir, tmp_path, program, capsys, m
     assert "2 processes were asked for, but this one sees a world of 1" in capsys.readouterr().err
 
 
-def test_batch_that_the_ranks_cannot_share(data_dir, tmp_path):
-    done = launch(3, "training.train", *train_args(data_dir, tmp_path / "run"))
-    assert done.returncode != 0
-    assert "--data.batch-size 8 does not divide by 3 processes; use 6" in done.stderr
+def test_batch_that_the_ranks_cannot_share(data_dir, tmp_path, program, capsys, monkeypatch):
+    from training.runtime import Runtime
+
+    start = Runtime.__init__
+
+    def one_of_three(self, *args):
+        start(self, *args)
+        self.world = 3
+
+    monkeypatch.setattr(Runtime, "__init__", one_of_three)
+    monkeypatch.setattr(Runtime, "first", lambda self, work: work())
+    assert program("train", *train_args(data_dir, tmp_path / "run")) == 2
+    assert "--data.batch-size 8 does not divide by 3 processes; use 6" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
 def test_loss_that_is_no_number_stops_the_run(data_dir, tmp_path, program, capsys):
     args = train_args(data_dir, tmp_path / "run", "--optim.lr", "1e30", "--optim.warmup-epochs", "0")
     assert program("train", *args) == 1
-    assert "lower --optim.lr" in capsys.readouterr().err
+    assert "start anew with --run-dir and an --optim.lr below" in capsys.readouterr().err
     assert not (tmp_path / "run/model.safetensors").exists()
+    for saved in (tmp_path / "run").glob("checkpoints/step-*/model.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(saved).values())
+
+
+def test_second_process_in_a_run_directory_is_refused(data_dir, tmp_path, program, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    with (run / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert program("train", *train_args(data_dir, run)) == 2
+    assert "is in use by another process" in capsys.readouterr().err
+    assert program("train", *train_args(data_dir, run)) == 0
+
+
+def test_resume_after_the_data_moved_and_a_torn_line(data_dir, tmp_path, program):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    assert program("train", *train_args(data_dir, run)) == 0
+    (run / "model.safetensors").rename(tmp_path / "wanted")
+    data_dir.rename(moved)
+    with (run / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 10, "tr')
+    assert program("train", *train_args(moved, run, "--resume")) == 0
+    assert (run / "model.safetensors").exists()
+    assert program("evaluate", run) == 0  # the run knows where the data is now
+    assert read_metrics(run)[-1]["step"] == 10
 
 
 def test_evaluating_what_is_not_there(tmp_path, program, capsys, data_dir):
@@ -211,11 +246,11 @@ def test_evaluating_on_other_classes_is_refused(finished_run, tmp_path, program,
     assert "was trained on 3 classes, but" in capsys.readouterr().err
 
 
-def launch(ranks: int, *args: object) -> subprocess.CompletedProcess:
+def launch(ranks: int, *args: object, path: Path = ROOT) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", "launch/cpu.yaml", "--num_processes", str(ranks), "-m", *map(str, args)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path)}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
 
 
 @pytest.mark.parametrize("images", [997])
@@ -237,6 +272,26 @@ def test_any_number_of_ranks_counts_the_same(data_dir, finished_run, program, im
                 k: shared["scores"][name][k] for k in ("n", "top1", "top5")
             }
             assert shared["scores"][name]["nll"] == pytest.approx(row["nll"], rel=1e-6)
+
+
+GRADIENTS = """
+import torch
+from training.runtime import Runtime
+runtime = Runtime(processes=2)
+model, optimizer = runtime.prepare(torch.nn.Linear(3, 1), None)
+torch.manual_seed(runtime.rank)
+inputs = torch.randn(4, 3)
+runtime.backward(model(inputs).mean())
+mean = runtime.sum(inputs.mean(0)) / 2
+assert torch.allclose(model.module.weight.grad[0], mean), (model.module.weight.grad, mean)
+runtime.close()
+"""
+
+
+def test_gradients_are_means_over_the_ranks(tmp_path):
+    (tmp_path / "gradients.py").write_text(GRADIENTS)
+    done = launch(2, "gradients", path=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_two_ranks_train_and_refuse_together(data_dir, tmp_path):
