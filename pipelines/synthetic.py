@@ -138,7 +138,7 @@ def draw_image(label: int, rng: np.random.Generator) -> np.ndarray:
     image = _draw_background(height, width, rng)
 
     short = min(height, width)
-    radius = short * rng.uniform(0.3, 0.44)
+    radius = short * rng.uniform(0.26, 0.42)
     # The object stays in the central square, at most slightly cut, so that a centre crop does not lose it.
     reach = short / 2 - 0.8 * radius
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -148,12 +148,12 @@ def draw_image(label: int, rng: np.random.Generator) -> np.ndarray:
     pattern = _pattern(texture, *_rotate(x, y, rng.uniform(-0.5, 0.5)), radius * rng.uniform(0.8, 1.2), rng)
 
     level = np.where(np.arange(3) == COLOURS.index(colour), BRIGHT, DARK) + rng.normal(0, 6, 3)
-    contrast = rng.uniform(28, 40)  # half the step between the two shades, the same in every channel
+    contrast = rng.uniform(12, 38)  # half the step between the two shades, the same in every channel
     object_ = level + contrast * pattern[..., None]
     image += mask[..., None] * (object_ - image)
 
     image *= rng.uniform(0.8, 1.1)
-    image += rng.normal(0, rng.uniform(3, 8), image.shape)
+    image += rng.normal(0, rng.uniform(3, 12), image.shape)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 

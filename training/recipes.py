@@ -9,7 +9,7 @@ def _quickstart(name: str, stem: str, channel_sets: str) -> Recipe:
         data=Data(size=48, batch_size=64, scale=0.5),
         model=Model(stem=stem),
         optim=Optim(lr=0.05),
-        schedule=Schedule(epochs=10, channel_sets=channel_sets, eval_epochs=2),
+        schedule=Schedule(epochs=24, channel_sets=channel_sets, eval_epochs=4),
     )
 
 
