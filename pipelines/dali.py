@@ -167,7 +167,7 @@ def _path_bytes(file: str) -> np.ndarray:
 
 
 def _summary(error: RuntimeError) -> str:
-    """The line of DALI's long message that says what happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "rror" in line and not line.startswith(("Critical", "Error in CPU"))]
-    return (told or lines or ["no reason given"])[0][:160]
+    """The line of DALI's long message that says what happened: it follows "encountered:"."""
+    text = str(error)
+    lines = [line.strip() for line in text.partition("encountered:")[2].splitlines() if line.strip()]
+    return (lines or text.splitlines() or ["no reason given"])[0][:160]

@@ -51,7 +51,7 @@ def test_machine_rank_is_read_on_its_own_node():
 
 
 def test_the_world_that_was_asked_for_is_checked():
-    assert re.search(r'training\.train "\$@" --resume --processes "\$RANKS"', TRAIN)
+    assert re.search(r'training\.train "\$@" --run-dir "\$run_dir" --resume --processes "\$RANKS"', TRAIN)
 
 
 def test_stop_file_has_the_name_that_training_looks_for():
