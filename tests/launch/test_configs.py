@@ -92,4 +92,5 @@ def test_cpu_starts_two_ranks_that_meet(tmp_path):
         timeout=600,
     )
     assert done.returncode == 0, done.stdout
-    assert {"rank 0 of 2", "rank 1 of 2"} <= set(done.stdout.splitlines())
+    assert "rank 0 of 2" in done.stdout  # anywhere in a line: the ranks write at the same time
+    assert "rank 1 of 2" in done.stdout
