@@ -2,7 +2,7 @@
 # The main job, end to end: data, training, evaluation of every channel set, a page to look at.
 #
 #   bash launch/quickstart.sh              on the embedded data set, into runs/quickstart
-#   bash launch/quickstart.sh DATA_DIR     on a folder with train.txt, val.txt, test.txt, into runs/quickstart-<its name>
+#   bash launch/quickstart.sh DATA_DIR     on a folder with train.txt, val.txt, test.txt, into runs/quickstart-NAME-NUMBER
 #
 # At most 8 minutes on two CPU cores, after an installation of about 2; a second run reuses what it finds.
 set -euo pipefail
