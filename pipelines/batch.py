@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipelines import crops, sharding
 from pipelines.errors import DataError
-from pipelines.integrity import Samples
+from pipelines.samples import Samples
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # per channel R, G, B, of pixels scaled to 0 … 1
 IMAGENET_STD = (0.229, 0.224, 0.225)

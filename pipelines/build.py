@@ -6,7 +6,7 @@ import torch
 
 from pipelines.batch import Loader, View
 from pipelines.errors import DataError
-from pipelines.integrity import Samples
+from pipelines.samples import Samples
 
 LoaderName = Literal["auto", "dali", "portable"]
 

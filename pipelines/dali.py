@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, Loader, Work
 from pipelines.errors import DataError
+from pipelines.samples import changed_after_scan
 
 PREFETCH = 3  # batches decoded ahead; MLPerf's ResNet uses up to 5 with ample memory
 _CHECK_BATCH = 64
@@ -52,16 +53,21 @@ class DaliLoader(Loader):
     def _inputs(self, piece: Work) -> tuple:
         windows = piece.windows
         return (
-            [_path_bytes(self.samples.files[i]) for i in piece.share.ids],
+            [self._source(i) for i in piece.share.ids],
             windows.anchor,
             windows.shape,
             windows.flip.astype(np.int32)[:, None],
         )
 
+    def _source(self, i: int) -> np.ndarray:
+        """A name for DALI's own threads to read, or the bytes themselves where there is no such file."""
+        return _path_bytes(self.samples.files[i]) if self.samples.shards is None else self.samples.read(i)
+
     def _build(self, feed: Iterator[tuple]) -> Pipeline:
         gpu = self.device.type == "cuda"
         pipeline = _graph(
             feed,
+            named=self.samples.shards is None,
             view_size=self.view.size,
             half=self.view.half,
             batch_size=self.batch_size,
@@ -78,7 +84,7 @@ class DaliLoader(Loader):
             file = self.samples.files[i]
             reason = undecodable([file], [1]).get(file)
             if reason:
-                return DataError(f"{file}: {reason}; it changed after the scan, restore it and use --resume")
+                return changed_after_scan(file, reason)
         return DataError(f"DALI failed: {_summary(error)}; lower --data.batch-size if memory ran out")
 
 
@@ -133,10 +139,10 @@ def _by_pixels(files: list[str], pixels: list[int]) -> list[list[str]]:
 
 
 @pipeline_def(exec_dynamic=True)
-def _graph(feed: Iterator[tuple], view_size: int, half: bool):
-    path, anchor, shape, flip = fn.external_source(source=feed, num_outputs=4, batch=True)
+def _graph(feed: Iterator[tuple], named: bool, view_size: int, half: bool):
+    source, anchor, shape, flip = fn.external_source(source=feed, num_outputs=4, batch=True)
     images = fn.decoders.image_slice(
-        fn.io.file.read(path),
+        fn.io.file.read(source) if named else source,
         anchor,
         shape,
         axes=[1, 0],  # anchor and shape are (x, y)

@@ -24,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from pipelines.errors import DataError
 from pipelines.manifest import Manifest
 from pipelines.progress import track
+from pipelines.samples import Samples
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP")  # what Pillow, torchvision and DALI all decode; MPO: JPEG and more
 _EXIF_ORIENTATION = 0x0112
@@ -34,42 +35,16 @@ _SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 class Verdict:
     """What the scan found out about one file; `reason` is empty where it is sound.
 
-    Width and height are those of the upright image, in pixels; `content` is a hash of the file's bytes.
+    Width and height are those of the upright image, in pixels; `content` is a hash of the file's bytes, `pixels`
+    of the upright RGB image.
     """
 
     width: int = 0
     height: int = 0
     content: str = ""
+    pixels: str = ""
     reason: str = ""
     passing: bool = False  # the trouble may pass (permissions, disk): look again next time
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The sound images of a manifest: all that a loader needs.
-
-    Attributes:
-        files: absolute file names.
-        labels: (N,) int64.
-        sizes: (N, 2) int32, width and height of the upright image in pixels.
-        classes: number of classes.
-        fingerprint: hash of paths, labels and file contents, 16 hex digits; the same on every machine.
-        quarantined: refused path → reason.
-    """
-
-    files: list[str]
-    labels: np.ndarray
-    sizes: np.ndarray
-    classes: int
-    fingerprint: str
-    quarantined: dict[str, str]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def write_quarantine(self, file: Path) -> None:
-        """Write one `PATH<tab>REASON` row per refused image."""
-        file.write_text("".join(f"{path}\t{why}\n" for path, why in self.quarantined.items()))
 
 
 def scan(manifest: Manifest, *, max_bad: float = 0.05, cache: Path | None = None) -> Samples:
@@ -152,15 +127,14 @@ def _refused_by_dali(files: list[str], verdicts: list[Verdict]) -> dict[str, str
 
 def _keep_sound(manifest: Manifest, verdicts: list[Verdict]) -> Samples:
     sound = [i for i, verdict in enumerate(verdicts) if not verdict.reason]
-    digest = hashlib.sha256()
-    for i in sound:
-        digest.update(f"{manifest.paths[i]}\t{manifest.labels[i]}\t{verdicts[i].content}\n".encode())
     return Samples(
-        files=[manifest.files[i] for i in sound],
+        root=manifest.root,
+        paths=[manifest.paths[i] for i in sound],
         labels=manifest.label_array[sound],
         sizes=np.array([(verdicts[i].width, verdicts[i].height) for i in sound], np.int32).reshape(-1, 2),
+        contents=[verdicts[i].content for i in sound],
+        pixels=[verdicts[i].pixels for i in sound],
         classes=manifest.classes,
-        fingerprint=digest.hexdigest()[:16],
         quarantined={p: v.reason for p, v in zip(manifest.paths, verdicts, strict=True) if v.reason},
     )
 

@@ -15,7 +15,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
 
 from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, Loader, Work
-from pipelines.errors import DataError
+from pipelines.samples import Samples, changed_after_scan
 
 _AHEAD = 2  # batches decoded ahead
 
@@ -39,12 +39,7 @@ class PortableLoader(Loader):
 
     def _one(self, piece: Work, row: int) -> Tensor:
         """One image: decode, cut, resize, flip; 3×H×W uint8."""
-        file = self.samples.files[piece.share.ids[row]]
-        try:
-            image = decode_image(file, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:160]
-            raise DataError(f"{file}: {reason}; it changed after the scan, restore it and use --resume") from error
+        image = decode(self.samples, piece.share.ids[row])
         (left, top), (width, height) = piece.windows.anchor[row], piece.windows.shape[row]
         size = [self.view.size, self.view.size]
         image = F.resized_crop(image, int(top), int(left), int(height), int(width), size, antialias=True)
@@ -57,6 +52,19 @@ class PortableLoader(Loader):
             255 * np.array(IMAGENET_STD), batch
         )
         return batch.half() if self.view.half else batch
+
+
+def decode(samples: Samples, i: int) -> Tensor:
+    """The i-th image, upright, 3×H×W uint8 RGB.
+
+    Raises:
+        DataError: it cannot be read or decoded.
+    """
+    data = torch.from_numpy(samples.read(i))
+    try:
+        return decode_image(data, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    except RuntimeError as error:
+        raise changed_after_scan(samples.files[i], " ".join(str(error).split())[:160]) from error
 
 
 def _per_channel(values: np.ndarray, like: Tensor) -> Tensor:

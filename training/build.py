@@ -9,8 +9,9 @@ from modeling.resnet import ChannelNet
 from modeling.zoo import build_model
 from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, Loader, View
 from pipelines.build import build_loader
-from pipelines.integrity import Samples, scan
+from pipelines.integrity import scan
 from pipelines.manifest import parse_labels, read_split
+from pipelines.samples import Samples
 from training.config import ConfigError, Data, Model
 from training.runtime import Runtime
 

@@ -1,33 +1,27 @@
-"""What all programs share: errors as one line, and exit codes a script can act on."""
+"""What the programs of training add to `pipelines.cli`: their own errors."""
 
-import sys
 from collections.abc import Callable
 
 import torch
 
-from pipelines.errors import DataError
+from pipelines import cli
 from training.config import ConfigError
 from training.loop import NonFiniteLossError
 
-EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED = 2, 1, 130
+_INTERRUPTED = "interrupted; what is saved stands, and training goes on from it with --resume"
 
 
 def run_program(main: Callable[[], None]) -> None:
     """Run a program's main function; on trouble say what and exit: 2 bad input, 1 failed, 130 interrupted."""
-    try:
-        main()
-    except (DataError, ConfigError) as error:
-        _leave(f"error: {error}", EXIT_BAD_INPUT)
-    except NonFiniteLossError as error:
-        _leave(f"error: {error}", EXIT_FAILED)
-    except OSError as error:
-        _leave(f"error: {error}; check the path, its permissions and the disk", EXIT_FAILED)
-    except torch.cuda.OutOfMemoryError as error:
-        _leave(f"error: {str(error).splitlines()[0]}; lower --data.batch-size", EXIT_FAILED)
-    except KeyboardInterrupt:
-        _leave("interrupted; what is saved stands, and training goes on from it with --resume", EXIT_INTERRUPTED)
 
+    def guarded() -> None:
+        try:
+            main()
+        except ConfigError as error:
+            cli.leave(f"error: {error}", cli.EXIT_BAD_INPUT)
+        except NonFiniteLossError as error:
+            cli.leave(f"error: {error}", cli.EXIT_FAILED)
+        except torch.cuda.OutOfMemoryError as error:
+            cli.leave(f"error: {str(error).splitlines()[0]}; lower --data.batch-size", cli.EXIT_FAILED)
 
-def _leave(message: str, status: int) -> None:
-    print(message, file=sys.stderr, flush=True)
-    sys.exit(status)
+    cli.run_program(guarded, _INTERRUPTED)

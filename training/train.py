@@ -15,7 +15,7 @@ import tyro
 
 from modeling.channels import ChannelSet
 from pipelines.batch import Loader
-from pipelines.integrity import Samples
+from pipelines.samples import Samples
 from training.build import first_images, load_samples, make_loader, new_model
 from training.checkpoint import Checkpoints, save_weights
 from training.cli import run_program
