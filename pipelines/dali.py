@@ -6,7 +6,8 @@ channels_last. Nothing in the graph is random, so resuming needs no state of DAL
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import nvidia.dali.fn as fn
@@ -17,11 +18,10 @@ from torch import Tensor
 
 from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, Loader, Work
 from pipelines.errors import DataError
+from pipelines.portable import decode
 from pipelines.samples import changed_after_scan
 
-PREFETCH = 3  # batches decoded ahead; MLPerf's ResNet uses up to 5 with ample memory
-_CHECK_BATCH = 64
-_CHECK_PIXELS = 64_000_000  # decoded at once while checking: 192 MB
+Size = tuple[int, int]  # width and height in pixels
 
 
 class DaliLoader(Loader):
@@ -45,7 +45,7 @@ class DaliLoader(Loader):
                 (output,) = pipeline.run()
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, UnicodeDecodeError) as error:  # the latter: it quotes a name that is not UTF-8
                 raise self._explain(running, error) from error
             running.pop(0)
             yield torch.from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
@@ -71,75 +71,82 @@ class DaliLoader(Loader):
             view_size=self.view.size,
             half=self.view.half,
             batch_size=self.batch_size,
-            num_threads=self.threads,
+            hardware_load=self.decoding.hardware_load,
+            num_threads=self.decoding.threads,
             device_id=self.device.index if gpu else None,
-            prefetch_queue_depth=PREFETCH,
+            prefetch_queue_depth=self.decoding.prefetch,
         )
         pipeline.build()
         return pipeline
 
-    def _explain(self, running: list[Work], error: RuntimeError) -> DataError:
+    def _explain(self, running: list[Work], error: Exception) -> DataError:
         """Find the file behind DALI's error, which often does not name it."""
         for i in (i for piece in running for i in piece.share.ids):
+            try:
+                decode(self.samples, i)
+            except DataError as found:
+                return found
             file = self.samples.files[i]
-            reason = undecodable([file], [1]).get(file)
-            if reason:
+            reason = self.samples.shards is None and undecodable([file]).get(file)
+            if reason:  # of a file that torchvision takes
                 return changed_after_scan(file, reason)
         return DataError(f"DALI failed: {_summary(error)}; lower --data.batch-size if memory ran out")
 
 
-def undecodable(files: list[str], pixels: list[int]) -> dict[str, str]:
-    """Which files DALI's CPU decoder refuses, and why.
+def undecodable(files: Iterable[str]) -> dict[str, str]:
+    """Which files, by absolute name, DALI's CPU decoder refuses, and why."""
+    return {file: seen for file, seen in _look(list(files)).items() if isinstance(seen, str)}
+
+
+def disagreements(sizes: Mapping[str, Size]) -> dict[str, str]:
+    """Which files DALI's CPU decoder refuses or sees in another size, and what it says.
 
     Args:
-        files: absolute names.
-        pixels: width × height of each, to bound the memory of a batch.
+        sizes: by absolute name, the size of each upright image as torchvision sees it; crop windows are cut to
+            these.
     """
-    refused: dict[str, str] = {}
-    batches = _by_pixels(files, pixels)
-    while batches:
-        error = _check(batches)
-        if error is None:
-            break
-        done, message = error
-        failed, batches = batches[done], batches[done + 1 :]
-        if len(failed) == 1:
-            refused[failed[0]] = message
-        else:  # halve until the culprit stands alone
-            middle = len(failed) // 2
-            batches = [failed[:middle], failed[middle:], *batches]
-    return refused
+    files, threads = list(sizes), len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads) as pool:
+        parts = pool.map(_look, [files[i::threads] for i in range(threads)])
+        seen = {file: look for part in parts for file, look in part.items()}
+    return {file: _disagreement(seen[file], size) for file, size in sizes.items() if seen[file] != size}
 
 
-def _check(batches: list[list[str]]) -> tuple[int, str] | None:
-    """Decode batches until one fails: (its index, the reason), or None when all pass."""
-    feed = ([_path_bytes(file) for file in batch] for batch in batches)
-    pipeline = _check_graph(
-        feed, batch_size=_CHECK_BATCH, num_threads=len(os.sched_getaffinity(0)), device_id=None
-    )
+def _disagreement(seen: Size | str, size: Size) -> str:
+    if isinstance(seen, str):
+        return f"DALI cannot decode it ({seen})"
+    return "DALI sees {}×{} pixels where torchvision sees {}×{}".format(*seen, *size)
+
+
+def _look(files: list[str]) -> dict[str, Size | str]:
+    """The size of each image, or why DALI refuses it."""
+    seen: dict[str, Size | str] = {}
+    while len(seen) < len(files):
+        _look_until_refusal(files[len(seen) :], seen)
+    return seen
+
+
+def _look_until_refusal(files: list[str], seen: dict[str, Size | str]) -> None:
+    """Note what DALI sees, up to and with the first file that it refuses: its pipeline does not survive that.
+
+    One image at a time: in a batch with a file whose header it cannot parse, DALI 2.4 goes on decoding the others
+    into memory that it has given back, and the process dies.
+    """
+    feed = ([_path_bytes(file)] for file in files)
+    pipeline = _check_graph(feed, batch_size=1, num_threads=1, device_id=None)
     pipeline.build()
-    for done in range(len(batches)):
+    for file in files:
         try:
-            pipeline.run()
-        except RuntimeError as error:
-            return done, _summary(error)
-    return None
-
-
-def _by_pixels(files: list[str], pixels: list[int]) -> list[list[str]]:
-    batches: list[list[str]] = []
-    room = 0
-    for file, size in zip(files, pixels, strict=True):
-        if not batches or len(batches[-1]) == _CHECK_BATCH or size > room:
-            batches.append([])
-            room = _CHECK_PIXELS
-        batches[-1].append(file)
-        room -= size
-    return batches
+            ((height, width, _),) = pipeline.run()[0].shape()
+        except (RuntimeError, UnicodeDecodeError) as error:  # it quotes names, also those that are not UTF-8
+            text = getattr(error, "object", b"").decode(errors="replace")
+            seen[file] = _summary(RuntimeError(text) if text else error)
+            return
+        seen[file] = (width, height)
 
 
 @pipeline_def(exec_dynamic=True)
-def _graph(feed: Iterator[tuple], named: bool, view_size: int, half: bool):
+def _graph(feed: Iterator[tuple], named: bool, view_size: int, half: bool, hardware_load: float):
     source, anchor, shape, flip = fn.external_source(source=feed, num_outputs=4, batch=True)
     images = fn.decoders.image_slice(
         fn.io.file.read(source) if named else source,
@@ -149,6 +156,7 @@ def _graph(feed: Iterator[tuple], named: bool, view_size: int, half: bool):
         normalized_anchor=False,
         normalized_shape=False,
         device="mixed" if Pipeline.current().device_id is not None else "cpu",
+        hw_decoder_load=hardware_load,
         output_type=types.RGB,  # gray, CMYK and alpha become RGB; EXIF orientation is applied
     )
     images = fn.resize(images, size=(view_size, view_size), interp_type=types.INTERP_LINEAR, antialias=True)
@@ -172,7 +180,7 @@ def _path_bytes(file: str) -> np.ndarray:
     return np.frombuffer(os.fsencode(file), dtype=np.uint8)
 
 
-def _summary(error: RuntimeError) -> str:
+def _summary(error: Exception) -> str:
     """The line of DALI's long message that says what happened: it follows "encountered:"."""
     text = str(error)
     lines = [line.strip() for line in text.partition("encountered:")[2].splitlines() if line.strip()]

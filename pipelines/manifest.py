@@ -4,7 +4,6 @@ A list has one `PATH LABEL` row per image, with LF or CRLF line ends, as in mini
 Paths are relative to a root folder, by default the folder the list stands in.
 """
 
-import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 
 from pipelines.errors import DataError
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 LIST_NAMES = {"train": ("train.txt",), "val": ("val.txt", "validation.txt"), "test": ("test.txt",)}
 
 
@@ -48,14 +48,6 @@ class Manifest:
         """Labels as int64, shape (N,)."""
         return np.asarray(self.labels, dtype=np.int64)
 
-    @cached_property
-    def rows_hash(self) -> str:
-        """Hash of the rows alone (paths and labels, in order), 16 hex digits."""
-        digest = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels, strict=True):
-            digest.update(f"{path}\t{label}\n".encode())
-        return digest.hexdigest()[:16]
-
     def only_labels(self, labels: Collection[int]) -> "Manifest":
         """Keep some classes, renumbered 0 … n - 1 in ascending order of their old labels.
 
@@ -81,6 +73,11 @@ class Manifest:
         )
 
 
+def has_list(folder: Path, split: str) -> bool:
+    """Whether the folder has a list for a split."""
+    return any((folder / name).is_file() for name in LIST_NAMES[split])
+
+
 def find_list(folder: Path, split: str) -> Path:
     """The list file of a split ("train", "val" or "test"); `validation.txt` also serves for val.
 
@@ -100,7 +97,8 @@ def read_manifest(list_file: Path, root: Path | None = None, classes: int | None
     """Read a list file.
 
     Args:
-        list_file: rows of `PATH LABEL`, UTF-8, LF or CRLF; blank lines are passed over.
+        list_file: rows of `PATH LABEL`, UTF-8, LF or CRLF; blank lines are passed over. Names that are not
+            UTF-8 are taken as they are.
         root: folder the paths are relative to; the list's own folder if None.
         classes: number of classes, against which labels are checked; the highest label + 1 if None.
 
@@ -110,11 +108,11 @@ def read_manifest(list_file: Path, root: Path | None = None, classes: int | None
     if not list_file.is_file():
         raise DataError(f"{list_file}: no such list file; see --data.path")
     try:
-        text = list_file.read_text(encoding="utf-8-sig")
+        text = list_file.read_text(encoding="utf-8-sig", errors="surrogateescape")  # file names are bytes
     except OSError as error:
         raise DataError(f"{list_file}: cannot be read ({error.strerror}); check its permissions") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{list_file}: not UTF-8 text ({error.reason}); save the list as UTF-8") from None
+    if "\0" in text:
+        raise DataError(f"{list_file}: not a text file, or UTF-16; save the list as UTF-8")
     rows: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -163,6 +161,21 @@ def read_split(
     return manifest
 
 
+def read_folder(folder: Path) -> Manifest:
+    """All images below a folder, without a list; each folder of images is a class, in order of name.
+
+    Raises:
+        DataError: there are none.
+    """
+    found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not found:
+        raise DataError(f"{folder}: no images ({', '.join(SUFFIXES)}) in it or below")
+    classes = {parent: label for label, parent in enumerate(sorted({file.parent for file in found}))}
+    paths = tuple(file.relative_to(folder).as_posix() for file in found)
+    labels = tuple(classes[file.parent] for file in found)
+    return Manifest(folder.absolute(), paths, labels, len(classes), folder)
+
+
 def parse_labels(text: str) -> list[int]:
     """`"0-19,40"` → [0, …, 19, 40].
 
@@ -199,6 +212,6 @@ def _parse_row(line: str, classes: int | None) -> tuple[str, int]:
 def _inside_root(path: str) -> str:
     """The path, normalised; refused where it is absolute or climbs out of the root with `..`."""
     parts = PurePosixPath(path).parts
-    if path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
+    if path.startswith("/") or ".." in parts or "\\" in path:
         raise ValueError(f"path {path!r} leaves the data folder; write it relative to it, with '/'")
     return str(PurePosixPath(path))

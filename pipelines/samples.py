@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,10 @@ class Shards(Protocol):
 
     def read(self, i: int) -> np.ndarray:
         """Encoded bytes of the i-th sample, uint8."""
+        ...
+
+    def name(self, i: int) -> str:
+        """The large file that holds the i-th sample."""
         ...
 
     def take(self, indices: np.ndarray) -> "Shards":
@@ -67,6 +71,10 @@ class Samples:
             digest.update(b"%b\t%d\t%b\n" % (os.fsencode(path), label, content.encode()))
         return digest.hexdigest()[:16]
 
+    def name(self, i: int) -> str:
+        """What to call the i-th image in a message."""
+        return self.files[i] if self.shards is None else f"{self.shards.name(i)}: {self.paths[i]}"
+
     def read(self, i: int) -> np.ndarray:
         """Encoded bytes of the i-th image, uint8.
 
@@ -78,26 +86,35 @@ class Samples:
         try:
             return np.fromfile(self.files[i], np.uint8)
         except OSError as error:
-            raise changed_after_scan(self.files[i], error.strerror or str(error)) from None
+            raise changed_after_scan(self.name(i), error.strerror or str(error)) from None
+
+    def take(self, indices: Sequence[int]) -> "Samples":
+        """Only some of the images, in the order of `indices`; repetitions are fine."""
+        index = np.asarray(indices, dtype=np.int64)
+        return replace(
+            self,
+            paths=[self.paths[i] for i in index],
+            labels=self.labels[index],
+            sizes=self.sizes[index],
+            contents=[self.contents[i] for i in index],
+            pixels=[self.pixels[i] for i in index],
+            shards=None if self.shards is None else self.shards.take(index),
+        )
 
     def without(self, refused: Mapping[str, str]) -> "Samples":
         """Leave out the images of some paths, for a reason each."""
-        kept = np.array([i for i, path in enumerate(self.paths) if path not in refused], dtype=np.int64)
-        return replace(
-            self,
-            paths=[self.paths[i] for i in kept],
-            labels=self.labels[kept],
-            sizes=self.sizes[kept],
-            contents=[self.contents[i] for i in kept],
-            pixels=[self.pixels[i] for i in kept],
-            quarantined={**self.quarantined, **refused},
-            shards=self.shards and self.shards.take(kept),
-        )
+        kept = self.take([i for i, path in enumerate(self.paths) if path not in refused])
+        return replace(kept, quarantined={**self.quarantined, **refused})
 
     def write_quarantine(self, file: Path) -> None:
         """Write one `PATH<tab>REASON` row per refused image."""
         rows = "".join(f"{path}\t{why}\n" for path, why in self.quarantined.items())
         file.write_text(rows, errors="surrogateescape")  # a path may be any bytes
+
+
+def content_hash(data: bytes | np.ndarray) -> str:
+    """Hash of a file's bytes, 32 hex digits."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def changed_after_scan(file: str, reason: str) -> DataError:
