@@ -1,10 +1,13 @@
 # What every batch script shares. Sourced from the repository root on the job's first node:
 #
+#   stage FLAG [ARGS...]                  sets STAGED to ARGS; with ANYCHANNEL_STAGE, the packed folder that FLAG
+#                                         names among them is copied to every node, and the copy named instead
 #   launch MODULE [ARGS...]               runs a program in one process per GPU, on every node of the job
 #   launch_and_requeue RUN_DIR MODULE ... the same; when Slurm's warning comes, stops it cleanly and requeues
 #
 # Environment: ANYCHANNEL_CPU_RANKS processes per node where no GPU was asked for (default 1);
-# ANYCHANNEL_VENV the environment to use (default .venv). A cluster whose nodes have several networks may also
+# ANYCHANNEL_VENV the environment to use (default .venv); ANYCHANNEL_STAGE a folder on the nodes' own disks, of the
+# same name on all, e.g. /local/scratch. A cluster whose nodes have several networks may also
 # need NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME; sbatch hands on whatever is exported.
 set -euo pipefail
 
@@ -35,6 +38,31 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 # The launcher would give each process one thread.
 THREADS=$((SRUN_CPUS_PER_TASK / RANKS_PER_NODE))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((THREADS > 0 ? THREADS : 1))}
+
+stage() {
+    local flag=$1 path='' at=0 copy i
+    shift
+    STAGED=("$@")
+    [[ -n ${ANYCHANNEL_STAGE:-} ]] || return 0
+
+    for ((i = 0; i < $#; i++)); do # the last one counts, as it does for the program
+        case ${STAGED[i]} in
+            "$flag="*) path=${STAGED[i]#*=} at=$i ;;
+            "$flag") path=${STAGED[i + 1]:-} at=$((i + 1)) ;;
+        esac
+    done
+    [[ -n $path ]] || die "ANYCHANNEL_STAGE is set, but nothing to copy: name a packed folder with $flag, or unset it"
+    [[ -f $path/packed.json ]] ||
+        die "$path is not packed: make it with python -m pipelines.packed pack, or unset ANYCHANNEL_STAGE"
+
+    # A signal that comes while the nodes copy is heard afterwards; the next time the copies may stand already.
+    trap 'scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
+    copy=$(srun --nodes="$NODES" --ntasks="$NODES" --ntasks-per-node=1 --kill-on-bad-exit=1 \
+        python -m pipelines.packed stage "$path" "$ANYCHANNEL_STAGE" | sort -u)
+    [[ -d $copy ]] || die "$ANYCHANNEL_STAGE is not the same folder on all nodes: ${copy//$'\n'/, }"
+    [[ ${STAGED[at]} == "$flag="* ]] && copy=$flag=$copy
+    STAGED[at]=$copy
+}
 
 launch() {
     # One launcher per node. The single quotes matter: SLURM_NODEID differs from node to node, so it must be

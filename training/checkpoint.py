@@ -7,7 +7,6 @@ Loading never unpickles objects: safetensors, and `torch.load(weights_only=True)
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.errors import DataError
+from pipelines.files import flush, write_atomically
 
 
 class Checkpoints:
@@ -59,10 +59,10 @@ class Checkpoints:
         digests = {name: _digest(temporary / name) for name in ("model.safetensors", "state.pt")}
         (temporary / "digest.json").write_text(json.dumps(digests))
         for file in temporary.iterdir():
-            _flush(file)
+            flush(file)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _flush(self.folder)
+        flush(self.folder)
         write_atomically(self.folder / "LAST", final.name)
 
     def _prune(self, step: int) -> None:
@@ -103,7 +103,7 @@ def save_weights(file: Path, weights: dict[str, Tensor], metadata: dict[str, str
     """Write weights for others to use, atomically, with their recipe and vocabulary in the metadata."""
     temporary = file.with_name(f".{file.name}.tmp")
     save_file(_contiguous(weights), temporary, metadata=metadata)
-    _flush(temporary)
+    flush(temporary)
     temporary.replace(file)
 
 
@@ -120,14 +120,6 @@ def load_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise DataError(f"{file}: damaged ({error}); train again or restore it") from None
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write a text file so that its name never stands for half of it."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text)
-    _flush(temporary)
-    temporary.replace(file)
 
 
 def _damage(folder: Path) -> str:
@@ -150,11 +142,3 @@ def _contiguous(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _digest(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

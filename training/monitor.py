@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modeling.channels import ChannelSet, Vocabulary
 from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD
-from training.checkpoint import write_atomically
+from pipelines.files import write_atomically
 from training.metrics import Score
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipelines.errors import DataError
-from training.checkpoint import write_atomically
+from pipelines.files import write_atomically
 
 FORMAT = 1
 _PACKAGES = ("torch", "torchvision", "accelerate", "nvidia-dali-cuda130")

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from pipelines.errors import DataError
-from training.checkpoint import Checkpoints, load_weights, save_weights, write_atomically
+from pipelines.files import write_atomically
+from training.checkpoint import Checkpoints, load_weights, save_weights
 
 
 def weights(value: float) -> dict[str, torch.Tensor]:
@@ -82,7 +83,7 @@ def test_lost_pointer_and_half_written_checkpoint(tmp_path):
     assert checkpoints.load()[1]["step"] == 3
 
 
-@pytest.mark.parametrize("moment", ["save_file", "torch.save", "_flush", "Path.rename", "write_atomically"])
+@pytest.mark.parametrize("moment", ["save_file", "torch.save", "flush", "Path.rename", "write_atomically"])
 def test_death_at_any_moment_of_a_save_leaves_the_last_one(tmp_path, monkeypatch, moment):
     checkpoints = filled(tmp_path)
 
@@ -141,7 +142,7 @@ def test_channels_last_weights_keep_their_values(tmp_path):
 def test_text_is_never_half_written(tmp_path, monkeypatch):
     file = tmp_path / "note"
     write_atomically(file, "old")
-    monkeypatch.setattr("training.checkpoint._flush", lambda path: 1 / 0)
+    monkeypatch.setattr("os.fsync", lambda descriptor: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_atomically(file, "new")
     assert file.read_text() == "old"
