@@ -59,6 +59,21 @@ class View:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How images are decoded; changes the speed and nothing else.
+
+    Attributes:
+        threads: CPU threads of this process.
+        prefetch: batches decoded ahead.
+        hardware_load: part of the images that DALI gives to the GPU's JPEG engine, where it has one; 0 … 1.
+    """
+
+    threads: int = 2
+    prefetch: int = 3
+    hardware_load: float = 0.65
+
+
+@dataclass(frozen=True)
 class Work:
     """One batch still to be decoded: which samples, and what to cut from each."""
 
@@ -75,7 +90,7 @@ class Loader(ABC):
         batch_size: images per rank and batch.
         device: where batches are wanted.
         rank, world: this process's place among all.
-        threads: CPU threads that decode.
+        decoding: threads and prefetching.
     """
 
     def __init__(
@@ -86,11 +101,11 @@ class Loader(ABC):
         device: torch.device,
         rank: int = 0,
         world: int = 1,
-        *,
-        threads: int = 2,
+        decoding: Decoding | None = None,
     ) -> None:
         self.samples, self.view, self.batch_size, self.device = samples, view, batch_size, device
-        self.rank, self.world, self.threads = rank, world, threads
+        self.rank, self.world = rank, world
+        self.decoding = decoding or Decoding()
         self.epoch = 0
         self.position = 0  # samples of this epoch that all ranks together have been given
 
@@ -148,3 +163,20 @@ class Loader(ABC):
 
     def _windows(self, share: sharding.Share) -> crops.Windows:
         return self.view.windows(self.samples.sizes[share.ids], share.positions, self.epoch)
+
+
+def normalise(pixels: Tensor, half: bool) -> Tensor:
+    """N×S×S×3 pixels, 0 … 255, as `Batch` wants images."""
+    scale, shift = normalisation(pixels.shape[1], pixels.device)
+    images = torch.addcmul(shift, pixels, scale).permute(0, 3, 1, 2)
+    return images.half() if half else images
+
+
+def normalisation(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scale and shift that normalise pixels of 0 … 255, each size×size×3.
+
+    Stretched to a whole image, since arithmetic that repeats every three numbers is not vectorised.
+    """
+    scale = [1 / (255 * std) for std in IMAGENET_STD]
+    shift = [-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+    return tuple(torch.tensor(v, device=device).expand(size, size, 3).contiguous() for v in (scale, shift))

@@ -4,11 +4,13 @@ from typing import Literal
 
 import torch
 
-from pipelines.batch import Loader, View
+from pipelines.batch import Decoding, Loader, View
 from pipelines.errors import DataError
+from pipelines.portable import PortableLoader
+from pipelines.resident import ROOM, ResidentLoader, free_bytes, resident_bytes
 from pipelines.samples import Samples
 
-LoaderName = Literal["auto", "dali", "portable"]
+LoaderName = Literal["auto", "dali", "portable", "resident"]
 
 
 def build_loader(
@@ -19,10 +21,16 @@ def build_loader(
     device: torch.device,
     rank: int = 0,
     world: int = 1,
+    decoding: Decoding | None = None,
     *,
-    threads: int = 2,
+    passes: int = 1,
 ) -> tuple[Loader, str]:
-    """Build the named loader, or for "auto" the best that runs here.
+    """Build the named loader, or for "auto" the fastest that runs here.
+
+    Args:
+        name: which loader.
+        samples, view, batch_size, device, rank, world, decoding: see `Loader`.
+        passes: how often the samples will be gone through; decoding once pays from the second on.
 
     Returns:
         The loader, and one line that says which it is and why.
@@ -30,18 +38,25 @@ def build_loader(
     Raises:
         DataError: DALI was asked for by name and is not installed.
     """
-    args = (samples, view, batch_size, device, rank, world)
+    kind, reason = _choose(name, samples, device, passes)
+    return kind(samples, view, batch_size, device, rank, world, decoding), reason
+
+
+def _choose(name: LoaderName, samples: Samples, device: torch.device, passes: int) -> tuple[type[Loader], str]:
     place = "GPU" if device.type == "cuda" else "CPU"
     if name == "portable":
-        from pipelines.portable import PortableLoader
-
-        return PortableLoader(*args, threads=threads), "portable loader (torchvision on CPU threads), as asked"
+        return PortableLoader, "portable loader (torchvision on CPU threads), as asked"
+    need, room = resident_bytes(samples), ROOM * free_bytes(device)
+    size = f"{need / 1e9:.2g} GB of decoded images"
+    if name == "resident":
+        return ResidentLoader, f"resident loader, as asked: {size} in {place} memory"
+    if name == "auto" and passes > 1 and need <= room:
+        return ResidentLoader, f"resident loader: {size} fit into {place} memory, so each image is decoded once"
+    why_not = f"; {size} do not fit into {room / 1e9:.2g} GB of {place} memory" if passes > 1 else ""
     try:
         from pipelines.dali import DaliLoader
     except ImportError as error:
         if name == "dali":
             raise DataError(f"DALI is not installed ({error}); use --data.loader portable") from None
-        from pipelines.portable import PortableLoader
-
-        return PortableLoader(*args, threads=threads), "portable loader (torchvision): DALI is not installed here"
-    return DaliLoader(*args, threads=threads), f"DALI loader, decoding on the {place}"
+        return PortableLoader, f"portable loader (torchvision): DALI is not installed here{why_not}"
+    return DaliLoader, f"DALI loader, decoding on the {place}{', as asked' if name == 'dali' else why_not}"

@@ -8,16 +8,13 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional as F
 
-from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, Loader, Work
+from pipelines.batch import Loader, Work, normalise
 from pipelines.samples import Samples, changed_after_scan
-
-_AHEAD = 2  # batches decoded ahead
 
 
 class PortableLoader(Loader):
@@ -28,30 +25,25 @@ class PortableLoader(Loader):
     """
 
     def _decode(self, work: Iterator[Work]) -> Iterator[Tensor]:
-        with ThreadPoolExecutor(self.threads) as pool:
+        with ThreadPoolExecutor(self.decoding.threads) as pool:
             ahead: deque[list[Future[Tensor]]] = deque()
             for piece in work:
                 ahead.append([pool.submit(self._one, piece, row) for row in range(self.batch_size)])
-                if len(ahead) > _AHEAD:
+                if len(ahead) > self.decoding.prefetch:
                     yield self._finish(ahead.popleft())
             while ahead:
                 yield self._finish(ahead.popleft())
 
     def _one(self, piece: Work, row: int) -> Tensor:
-        """One image: decode, cut, resize, flip; 3×H×W uint8."""
+        """One image: decode, cut, flip, resize; 1×3×size×size uint8."""
         image = decode(self.samples, piece.share.ids[row])
         (left, top), (width, height) = piece.windows.anchor[row], piece.windows.shape[row]
-        size = [self.view.size, self.view.size]
-        image = F.resized_crop(image, int(top), int(left), int(height), int(width), size, antialias=True)
-        return image.flip(-1) if piece.windows.flip[row] else image
+        window = image[None, :, top : top + height, left : left + width]
+        return resize(window, piece.windows.flip[row], self.view.size)
 
     def _finish(self, images: list[Future[Tensor]]) -> Tensor:
-        batch = torch.stack([image.result() for image in images]).to(self.device)
-        batch = batch.to(torch.float32).contiguous(memory_format=torch.channels_last)
-        batch = (batch - _per_channel(255 * np.array(IMAGENET_MEAN), batch)) / _per_channel(
-            255 * np.array(IMAGENET_STD), batch
-        )
-        return batch.half() if self.view.half else batch
+        batch = torch.cat([image.result() for image in images]).to(self.device)
+        return normalise(batch.permute(0, 2, 3, 1).contiguous(), self.view.half)
 
 
 def decode(samples: Samples, i: int) -> Tensor:
@@ -64,8 +56,10 @@ def decode(samples: Samples, i: int) -> Tensor:
     try:
         return decode_image(data, mode=ImageReadMode.RGB, apply_exif_orientation=True)
     except RuntimeError as error:
-        raise changed_after_scan(samples.files[i], " ".join(str(error).split())[:160]) from error
+        raise changed_after_scan(samples.name(i), " ".join(str(error).split())[:160]) from error
 
 
-def _per_channel(values: np.ndarray, like: Tensor) -> Tensor:
-    return torch.as_tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+def resize(window: Tensor, flip: bool, size: int) -> Tensor:
+    """A window, 1×3×H×W uint8, flipped if so wanted and resized with antialiasing to size×size."""
+    window = window.flip(3) if flip else window
+    return F.interpolate(window, size=(size, size), mode="bilinear", antialias=True)

@@ -1,37 +1,57 @@
 """From a recipe's settings to the parts of a run: scanned images, loaders, network."""
 
 import os
+import sys
 
 import torch
 from torch import Tensor
 
 from modeling.resnet import ChannelNet
 from modeling.zoo import build_model
-from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, Loader, View
+from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, Decoding, Loader, View
 from pipelines.build import build_loader
-from pipelines.integrity import scan
-from pipelines.manifest import parse_labels, read_split
+from pipelines.errors import DataError
+from pipelines.integrity import scan, scan_splits
+from pipelines.manifest import Manifest, parse_labels, read_split
 from pipelines.samples import Samples
 from training.config import ConfigError, Data, Model
 from training.runtime import Runtime
 
 
 def load_samples(data: Data, split: str, runtime: Runtime) -> Samples:
-    """Read and scan one split; the first rank works, the others get its result.
+    """Read one list and scan its images; the first rank works, the others get its result.
 
     Raises:
         DataError: see `pipelines.manifest` and `pipelines.integrity`.
     """
-    labels = parse_labels(data.labels) if data.labels else None
+    return runtime.first(lambda: scan(_manifest(data, split), policy=data.policy, max_bad=data.max_bad))
 
-    def work() -> Samples:
-        return scan(read_split(data.path, split, root=data.root, labels=labels), max_bad=data.max_bad)
+
+def load_training_samples(data: Data, runtime: Runtime) -> dict[str, Samples]:
+    """Read and scan train and val, and leave out of train what val holds too, or test, where there is one.
+
+    Raises:
+        DataError: see `pipelines.manifest` and `pipelines.integrity`.
+    """
+
+    def work() -> dict[str, Samples]:
+        manifests = {split: _manifest(data, split) for split in ("train", "val")}
+        try:
+            manifests["test"] = _manifest(data, "test")
+        except DataError as error:  # a matter for the evaluation
+            print(f"note: train is not compared with test: {error}", file=sys.stderr)
+        return scan_splits(manifests, policy=data.policy, max_bad=data.max_bad, compare_only=["test"])
 
     return runtime.first(work)
 
 
+def _manifest(data: Data, split: str) -> Manifest:
+    labels = parse_labels(data.labels) if data.labels else None
+    return read_split(data.path, split, root=data.root, labels=labels)
+
+
 def make_loader(
-    data: Data, samples: Samples, runtime: Runtime, *, training: bool, seed: int = 0
+    data: Data, samples: Samples, runtime: Runtime, *, training: bool, passes: int = 1, seed: int = 0
 ) -> tuple[Loader, str]:
     """The loader of this rank, and a line that says which it is and why.
 
@@ -47,16 +67,16 @@ def make_loader(
             f"use {data.batch_size // runtime.world * runtime.world or runtime.world}"
         )
     half = runtime.device.type == "cuda" and runtime.precision != "fp32"
-    view = View(size=data.size, training=training, seed=seed, scale=data.scale, half=half)
     return build_loader(
         data.loader,
         samples,
-        view,
+        View(size=data.size, training=training, seed=seed, scale=data.scale, half=half),
         data.batch_size // runtime.world if training else data.batch_size,
         runtime.device,
         runtime.rank,
         runtime.world,
-        threads=cpu_threads(),
+        Decoding(data.threads or cpu_threads(), data.prefetch, data.hardware_load),
+        passes=passes,
     )
 
 
@@ -68,7 +88,7 @@ def cpu_threads() -> int:
 def first_images(data: Data, samples: Samples, count: int = 6) -> Tensor:
     """The first images of a split as evaluation sees them, count×3×H×W on the CPU."""
     view = View(size=data.size, training=False)
-    loader, _ = build_loader(data.loader, samples, view, min(count, len(samples)), torch.device("cpu"))
+    loader, _ = build_loader("auto", samples, view, min(count, len(samples)), torch.device("cpu"))
     return next(iter(loader)).images
 
 

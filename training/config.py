@@ -15,8 +15,9 @@ from modeling.channels import Vocabulary, parse_names
 from modeling.zoo import BodyName, StemName
 from pipelines.build import LoaderName
 from pipelines.errors import DataError
+from pipelines.files import write_atomically
+from pipelines.integrity import Policy
 from pipelines.manifest import parse_labels
-from training.checkpoint import write_atomically
 
 T = TypeVar("T")
 
@@ -42,7 +43,17 @@ class Data:
     scale: float = 0.25
     """Smallest part of an image's area that a random training crop may keep."""
     loader: LoaderName = "auto"
-    """Who decodes: dali, portable (torchvision), or auto: the fastest that runs here."""
+    """Who decodes: resident (once, then kept in memory), dali, portable (torchvision), or auto: the first of these
+    that fits and runs here."""
+    threads: int | None = None
+    """CPU threads that decode in each process; by default the cores that are its own."""
+    prefetch: int = 3
+    """Batches decoded ahead; more costs memory and helps where reading is uneven."""
+    hardware_load: float = 0.65
+    """Part of the images that DALI gives to a GPU's JPEG engine, 0 to 1; the rest goes to its other cores."""
+    policy: Policy = "quarantine"
+    """Images that are unusable, or that training shares with val or test: leave them out and write that down, or
+    fail."""
     max_bad: float = 0.05
     """Part of a list's images that may be unusable before the run refuses to start."""
 
@@ -56,6 +67,12 @@ class Data:
             parse_labels(self.labels)
         if self.batch_size < 2:
             raise ConfigError(f"--data.batch-size {self.batch_size} must be at least 2: norms need company")
+        if self.prefetch < 1:
+            raise ConfigError(f"--data.prefetch {self.prefetch} must be at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"--data.threads {self.threads} must be at least 1")
+        if not 0 <= self.hardware_load <= 1:
+            raise ConfigError(f"--data.hardware-load {self.hardware_load} must lie in [0, 1]")
         if not 0 <= self.max_bad < 1:
             raise ConfigError(f"--data.max-bad {self.max_bad} must lie in [0, 1)")
         if not 0 < self.scale <= 1:
@@ -209,6 +226,10 @@ _HARMLESS = {
     "data.path",
     "data.root",
     "data.loader",
+    "data.threads",
+    "data.prefetch",
+    "data.hardware_load",
+    "data.policy",
     "data.max_bad",
     "schedule.log_steps",
     "schedule.keep",

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -16,7 +17,7 @@ import tyro
 from modeling.channels import ChannelSet
 from pipelines.batch import Loader
 from pipelines.samples import Samples
-from training.build import first_images, load_samples, make_loader, new_model
+from training.build import first_images, load_training_samples, make_loader, new_model
 from training.checkpoint import Checkpoints, save_weights
 from training.cli import run_program
 from training.config import ConfigError, Recipe, first_difference, load_recipe, save_recipe, to_dict
@@ -54,9 +55,10 @@ def _train(job: Job, runtime: Runtime) -> None:
     if runtime.first(lambda: _is_finished(run_dir, recipe, job.resume)):
         _say(runtime, f"{run_dir} is finished; next: python -m training.evaluate {run_dir}")
         return
-    samples = {split: load_samples(recipe.data, split, runtime) for split in ("train", "val")}
-    train, reason = make_loader(recipe.data, samples["train"], runtime, training=True, seed=recipe.seed)
-    val, _ = make_loader(recipe.data, samples["val"], runtime, training=False)
+    samples = load_training_samples(recipe.data, runtime)
+    make = partial(make_loader, recipe.data, runtime=runtime, passes=recipe.schedule.epochs)
+    train, reason = make(samples["train"], training=True, seed=recipe.seed)
+    val, _ = make(samples["val"], training=False)
     with contextlib.ExitStack() as held:  # holds the lock on the run directory
         runtime.first(lambda: _open_run(run_dir, recipe, samples, held))
         trainer = _build_trainer(run_dir, recipe, runtime, train, val, job.resume)

@@ -5,17 +5,21 @@ import io
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from images import picture, write_images
 from PIL import Image
+from torch.nn import functional as F
 
-from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, View
+from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, View, Work, normalise
 from pipelines.build import build_loader
 from pipelines.errors import DataError
 from pipelines.integrity import scan
 from pipelines.manifest import read_manifest
+from pipelines.resident import ROOM, ResidentLoader, cut_together, free_bytes, resident_bytes, triangle_filters
 
 CPU = torch.device("cpu")
-LOADERS = ["dali", "portable"]
+LOADERS = ["dali", "portable", "resident"]
 
 
 @pytest.fixture
@@ -46,14 +50,74 @@ def test_batches_keep_the_contract(name, samples, half):
     assert batches[-1].valid.tolist() == [True] * 5 + [False] * 3
 
 
+def grey_levels(a, b):
+    return (a.float() - b.float()).abs() * 255 * min(IMAGENET_STD)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_dali_and_torchvision_give_the_same_pixels(samples, training):
-    both = [list(make(name, samples, training)) for name in LOADERS]
+    both = [list(make(name, samples, training)) for name in ("dali", "portable")]
     for ours, oracle in zip(*both, strict=True):
         assert (ours.ids == oracle.ids).all()
-        difference = (ours.images - oracle.images).abs() * 255 * min(IMAGENET_STD)
-        assert difference.mean() < 0.5  # of 255 grey levels: torchvision rounds after resizing, DALI does not
+        difference = grey_levels(ours.images, oracle.images)
+        assert difference.mean() < 0.5  # torchvision rounds after resizing, DALI does not
         assert difference.max() < 4
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_decoding_once_changes_no_pixel(samples, training, half):
+    both = [list(make(name, samples, training, half=half)) for name in ("resident", "portable")]
+    for ours, oracle in zip(*both, strict=True):
+        assert torch.equal(ours.ids, oracle.ids)
+        assert torch.allclose(ours.images, oracle.images, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [16, 32, 45, 100])
+def test_resizing_by_matrices_equals_resizing_singly(samples, size):
+    """The resident loader's way on a GPU, against its way on a CPU; it too leaves the rounding out."""
+    loader = make("resident", samples, batch_size=29)
+    loader.view = View(size=size, training=True, seed=3)
+    work = next(Work(share, loader._windows(share)) for share in loader._shares())
+    together = normalise(cut_together(loader._pixels, work, size), half=False)
+    singly = next(iter(loader)).images
+    assert together.shape == singly.shape
+    assert grey_levels(together, singly).max() < 1.1  # each of the kernel's two passes rounds
+
+
+@settings(deadline=None)
+@given(length=st.integers(1, 90), size=st.integers(1, 64), spare=st.integers(0, 9))
+def test_triangle_filters_are_those_of_pytorch(length, size, spare):
+    """The filters applied to every unit vector in turn."""
+    filters = triangle_filters(torch.tensor([length]), size, length + spare)[0]
+    ours = filters[:, :length].T
+    units = torch.eye(length)[:, None, None]
+    wanted = F.interpolate(units, size=(1, size), mode="bilinear", antialias=True)[:, 0, 0]
+    assert torch.allclose(ours, wanted, atol=1e-5)
+    assert not filters[:, length:].any()
+
+
+def test_resident_is_chosen_where_it_fits_and_pays(samples, monkeypatch):
+    view = View(size=32, training=True)
+
+    def chosen(passes):
+        return build_loader("auto", samples, view, 4, CPU, passes=passes)
+
+    loader, reason = chosen(passes=2)
+    assert isinstance(loader, ResidentLoader)
+    assert "GB of decoded images fit into CPU memory" in reason
+    assert not isinstance(chosen(passes=1)[0], ResidentLoader)
+    monkeypatch.setattr("pipelines.build.free_bytes", lambda device: resident_bytes(samples) / ROOM - 1)
+    loader, reason = chosen(passes=2)
+    assert not isinstance(loader, ResidentLoader)
+    assert "do not fit" in reason
+
+
+def test_free_memory_heeds_the_machine_and_its_ranks(monkeypatch):
+    alone = free_bytes(CPU)
+    assert 0 < alone < 2**50
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_bytes(CPU) < alone / 3
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -153,7 +217,9 @@ def test_gray_and_cmyk_decode_alike_in_both(tmp_path):
         picture(0, 50, 50).convert(mode).save(tmp_path / f"images/{mode}.JPEG", quality=95)
     (tmp_path / "train.txt").write_text("images/L.JPEG 0\nimages/CMYK.JPEG 1\n")
     samples = scan(read_manifest(tmp_path / "train.txt"))
-    dali, oracle = (next(iter(make(name, samples, training=False, batch_size=2))).images for name in LOADERS)
+    dali, oracle = (
+        next(iter(make(name, samples, training=False, batch_size=2))).images for name in ("dali", "portable")
+    )
     assert (dali - oracle).abs().mean() < 0.05
 
 
