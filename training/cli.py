@@ -1,5 +1,6 @@
 """What the programs of training add to `pipelines.cli`: their own errors."""
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from pipelines import cli
 from training.config import ConfigError
 from training.loop import NonFiniteLossError
+from training.runtime import FailedElsewhere
 
 _INTERRUPTED = "interrupted; what is saved stands, and training goes on from it with --resume"
 
@@ -21,6 +23,8 @@ def run_program(main: Callable[[], None]) -> None:
             cli.leave(f"error: {error}", cli.EXIT_BAD_INPUT)
         except NonFiniteLossError as error:
             cli.leave(f"error: {error}", cli.EXIT_FAILED)
+        except FailedElsewhere:
+            sys.exit(cli.EXIT_FAILED)  # the rank that failed says why
         except torch.cuda.OutOfMemoryError as error:
             cli.leave(f"error: {str(error).splitlines()[0]}; lower --data.batch-size", cli.EXIT_FAILED)
 

@@ -213,7 +213,7 @@ class Trainer:
 
     def _timed(self, batches: Loader) -> Iterator[Batch]:
         """Count the time that the loop waits for the loader."""
-        iterator = iter(batches)
+        iterator = self.runtime.batches(batches)
         while True:
             start = time.perf_counter()
             batch = next(iterator, None)

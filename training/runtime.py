@@ -3,7 +3,7 @@
 import datetime
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -16,6 +16,10 @@ from training.config import ConfigError
 
 T = TypeVar("T")
 _PATIENCE = datetime.timedelta(hours=12)  # of ranks that wait while the first one scans a large data set
+
+
+class FailedElsewhere(RuntimeError):
+    """Another rank failed, and it says why; this one only has to end."""
 
 
 class Runtime:
@@ -104,19 +108,41 @@ class Runtime:
         return bool(self.sum(torch.tensor(float(flag))).item()) if self.world > 1 else flag
 
     def first(self, work: Callable[[], T]) -> T:
-        """Let the first rank do some work and give every rank its result, or every rank its failure."""
+        """Let the first rank do some work and give every rank its result, or end them all where it fails."""
         if self.world == 1:
             return work()
-        outcome: list = [None, None]
-        if self.is_main:
-            try:
-                outcome[0] = work()
-            except Exception as error:
-                outcome[1] = error
-        dist.broadcast_object_list(outcome, src=0, group=self._side)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
+        outcome = self.together(work if self.is_main else lambda: None)
+        box = [outcome]
+        dist.broadcast_object_list(box, src=0, group=self._side)
+        return box[0]
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Let each rank do some work, and end them all where one fails.
+
+        Raises:
+            FailedElsewhere: on the ranks whose own work went well; the others raise what went wrong.
+        """
+        if self.world == 1:
+            return work()
+        result, failure = None, None
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        # Over gloo, on the CPU: the ranks wait for one another here, but no GPU waits.
+        failed = torch.tensor(self.rank + 1 if failure else 0)
+        dist.all_reduce(failed, op=dist.ReduceOp.MAX, group=self._side)
+        if failure:
+            raise failure
+        if failed:
+            raise FailedElsewhere(f"rank {int(failed) - 1} failed")
+        return result
+
+    def batches(self, batches: Iterable[T]) -> Iterator[T]:
+        """Go through batches, as many on every rank; where one rank's loader fails, all stop at that batch."""
+        iterator = iter(batches)
+        while (batch := self.together(lambda: next(iterator, None))) is not None:
+            yield batch
 
     def close(self) -> None:
         """Leave the process group. Not after an error: it would wait for ranks that wait for this one."""

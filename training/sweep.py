@@ -23,13 +23,16 @@ def sweep(
         sets: channel sets to score.
         runtime: sums the counts over the ranks.
 
+    Raises:
+        DataError: an image cannot be read; all ranks stop.
+
     Returns:
         Score by name of the channel set, in the order of `sets`.
     """
     vocabulary = model.stem.vocabulary
     plain = [model.materialize(chosen).to(memory_format=torch.channels_last) for chosen in sets]
     sums = torch.zeros(len(sets), len(FIELDS), dtype=torch.float64, device=runtime.device)
-    for batch in batches:
+    for batch in runtime.batches(batches):
         for row, (chosen, network) in enumerate(zip(sets, plain, strict=True)):
             with runtime.autocast():
                 logits = network(chosen.select(batch.images, vocabulary))

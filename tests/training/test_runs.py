@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import TINY_WORDS, train_args
 
+from pipelines.sharding import epoch_order
 from training.monitor import read_metrics
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,8 +76,7 @@ def test_run_directory_holds_what_it_should(finished_run):
 def test_training_learns(tmp_path, program):
     """Eight pictures, over and over: a network that learns must fit them."""
     folder = write_images(tmp_path / "data", 8, classes=2)
-    for split in ("val", "test"):
-        (folder / f"{split}.txt").write_text((folder / "train.txt").read_text())
+    write_images(folder, 4, classes=2, split="val", seed=1)
     length = ("--schedule.epochs", "20", "--schedule.eval-epochs", "20")
     ease = ("--data.scale", "0.9", "--optim.label-smoothing", "0")
     assert program("train", *train_args(folder, tmp_path / "run", *length, *ease)) == 0
@@ -306,6 +306,43 @@ def test_two_ranks_train_and_refuse_together(data_dir, tmp_path):
     assert refused.returncode != 0
     assert "the list is empty" in refused.stderr
     assert not (tmp_path / "other").exists()
+
+
+# Deletes, in the middle of the second epoch, the image that the last rank reads last.
+VANISHING = """
+import sys
+from pathlib import Path
+from training import train
+from training.cli import run_program
+from training.loop import Trainer
+step, file = Trainer._train_step, Path(sys.argv[1])
+def delete_after_six(self, batch):
+    step(self, batch)
+    if self.step == 6: file.unlink(missing_ok=True)
+Trainer._train_step = delete_after_six
+run_program(lambda: train.main(train.parse(sys.argv[2:])))
+"""
+
+
+@pytest.mark.parametrize("loader", ["dali", "portable"])
+def test_file_lost_while_running_stops_all_ranks_with_one_line(data_dir, tmp_path, loader):
+    """Without word from the rank that fails, the other would wait for its gradients for half an hour."""
+    if loader == "dali":
+        pytest.importorskip("nvidia.dali")
+    (tmp_path / "vanishing.py").write_text(VANISHING)
+    run = tmp_path / "run"
+    name = (data_dir / "train.txt").read_text().splitlines()[epoch_order(40, shuffle=True, seed=0, epoch=1)[-1]]
+    lost = data_dir / name.split()[0]
+    kept = lost.read_bytes()
+    args = train_args(data_dir, run, "--data.loader", loader, "--data.prefetch", "1")
+    done = launch(2, "vanishing", lost, *args, path=tmp_path)
+    assert done.returncode != 0
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert str(lost) in said
+    assert "--resume" in said
+    assert (run / "checkpoints/LAST").read_text() == "step-00000009"
+    lost.write_bytes(kept)
+    assert launch(2, "training.train", *args, "--resume").returncode == 0
 
 
 def test_tiny_settings_are_real_flags():
