@@ -16,12 +16,20 @@ from typing import Any, Literal
 import tyro
 
 from pipelines.errors import DataError
-from training.checkpoint import write_atomically
+from pipelines.files import write_atomically
 from training.cli import run_program
 from training.figures import accuracy_by_set, in_page_colour, on_white, training_curves
 from training.records import read_record
+from training.tables import (
+    Rows,
+    accuracy_note,
+    accuracy_rows,
+    cost_rows,
+    markdown_table,
+    provenance_rows,
+    results,
+)
 
-Rows = list[list[str]]  # a table: the first row is its head
 _BLOCK = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
@@ -70,7 +78,7 @@ def page(records: Sequence[dict[str, Any]]) -> str:
         "<h2>Accuracy by channel set</h2>",
         f"<figure>{in_page_colour(accuracy_by_set(records))}</figure>",
         _html_table(accuracy_rows(records)),
-        f"<p class=note>{html.escape(_note(records))}</p>",
+        f"<p class=note>{html.escape(accuracy_note(records))}</p>",
         "<h2>Training</h2>",
         f"<figure>{in_page_colour(training_curves(records))}</figure>",
         "<h2>Cost at inference</h2>",
@@ -85,10 +93,10 @@ def markdown(records: Sequence[dict[str, Any]]) -> str:
     """The report as Markdown, without pictures."""
     parts = [
         _summary(records),
-        _markdown_table(accuracy_rows(records)),
-        _note(records),
-        _markdown_table(cost_rows(records)),
-        _markdown_table(provenance_rows(records)),
+        markdown_table(accuracy_rows(records)),
+        accuracy_note(records),
+        markdown_table(cost_rows(records)),
+        markdown_table(provenance_rows(records)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -107,75 +115,9 @@ def updated(file: Path) -> str:
 
     def block(found: re.Match[str]) -> str:
         records = [read_record(file.parent / name) for name in found[2].split()]
-        return found[1] + "\n\n".join([_markdown_table(accuracy_rows(records)), _note(records)]) + "\n" + found[3]
+        return f"{found[1]}{results(records)}\n{found[3]}"
 
     return _BLOCK.sub(block, text)
-
-
-def accuracy_rows(records: Sequence[dict[str, Any]]) -> Rows:
-    """Per model: accuracy with interval on each channel set, the worst over that on all, and training time."""
-    sets = list(records[0]["scores"])
-    rows = [["top-1 %", *sets, "worst ÷ all", "training"]]
-    for record in records:
-        if list(record["scores"]) != sets or _test_set(record) != _test_set(records[0]):
-            raise DataError(
-                f"{record['name']} and {records[0]['name']} were not scored on the same images and channel sets; "
-                "they cannot stand in one table"
-            )
-        scores = record["scores"]
-        cells = [
-            f"{100 * s['accuracy']:.1f} ({100 * s['low']:.1f}–{100 * s['high']:.1f})" for s in scores.values()
-        ]
-        all_channels = scores[sets[0]]["accuracy"]
-        worst = min(s["accuracy"] for s in scores.values())
-        ratio = f"{worst / all_channels:.2f}" if all_channels else "–"
-        rows.append([record["name"], *cells, ratio, f"{record['seconds']['train'] / 60:.1f} min"])
-    return rows
-
-
-def cost_rows(records: Sequence[dict[str, Any]]) -> Rows:
-    """Per model and channel set: parameters, multiply-adds, and the cost of making the kernel."""
-    rows = [
-        [
-            "model",
-            "channels",
-            "parameters deployed",
-            "multiply-adds per image",
-            "per kernel made",
-            "parameters stored",
-        ]
-    ]
-    for record in records:
-        for name, cost in record["cost"]["sets"].items():
-            cells = [
-                f"{cost['parameters']:,}",
-                f"{cost['macs'] / 1e6:.1f} M",
-                f"{cost['kernel_macs'] / 1e6:.2f} M",
-            ]
-            rows.append([record["name"], name, *cells, f"{record['cost']['stored_parameters']:,}"])
-    return rows
-
-
-def provenance_rows(records: Sequence[dict[str, Any]]) -> Rows:
-    """Per model: what it was trained and evaluated with."""
-    head = ["model", "images", "data", "seed", "epochs", "training", "sweep", "hardware", "trained at", "command"]
-    rows = [head]
-    for record in records:
-        rows.append(
-            [
-                record["name"],
-                f"{record['images']} {record['split']}, {record['quarantined']} quarantined",
-                ", ".join(f"{split} {value}" for split, value in record["fingerprint"].items()),
-                str(record["seed"]),
-                str(record["recipe"]["schedule"]["epochs"]),
-                f"{record['seconds']['train']:.0f} s, {record['precision']['train']}",
-                f"{record['seconds']['sweep']:.1f} s",
-                record["trained"]["hardware"],
-                record["trained"]["commit"][:12],
-                record["provenance"]["command"],
-            ]
-        )
-    return rows
 
 
 def _summary(records: Sequence[dict[str, Any]]) -> str:
@@ -191,22 +133,6 @@ def _summary(records: Sequence[dict[str, Any]]) -> str:
     return "; ".join(parts) + "."
 
 
-def _note(records: Sequence[dict[str, Any]]) -> str:
-    counts = sorted({record["images"] for record in records})
-    hardware = sorted({record["trained"]["hardware"] for record in records})
-    commits = sorted({record["trained"]["commit"][:12] for record in records})
-    return (
-        f"One set of weights per row; n = {', '.join(map(str, counts))} {records[0]['split']} images per cell, "
-        "with the 95 % Wilson interval in brackets; “worst ÷ all” is the worst channel set's accuracy over that "
-        f"on all channels. Trained on {'; '.join(hardware)}, at commit {', '.join(commits)}."
-    )
-
-
-def _test_set(record: dict[str, Any]) -> tuple[str, str]:
-    """What identifies the images that a record is about."""
-    return record["split"], record["fingerprint"][record["split"]]
-
-
 def _record_file(source: Path, split: str) -> Path:
     return source / f"sweep-{split}.json" if source.is_dir() else source
 
@@ -214,12 +140,6 @@ def _record_file(source: Path, split: str) -> Path:
 def _default_out(sources: Sequence[Path]) -> Path:
     folders = [str((source if source.is_dir() else source.parent).absolute()) for source in sources]
     return Path(os.path.commonpath(folders)) / "report.html"
-
-
-def _markdown_table(rows: Rows) -> str:
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = ["| " + " | ".join(row) + " |" for row in escaped]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def _html_table(rows: Rows) -> str:

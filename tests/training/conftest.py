@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import train_args
 
-from training import evaluate, report, train
+from training import benchmark, evaluate, report, train
 from training.cli import run_program
 
 
@@ -16,7 +16,7 @@ def program(fresh_accelerate, monkeypatch) -> Callable[..., int]:
     """Runs `python -m training.NAME ARGS…` in this process; returns its exit status."""
     from accelerate.state import AcceleratorState
 
-    programs = {"train": train, "evaluate": evaluate, "report": report}
+    programs = {"train": train, "evaluate": evaluate, "report": report, "benchmark": benchmark}
 
     def run(name: str, *args: object) -> int:
         AcceleratorState._reset_state(reset_partial_state=True)

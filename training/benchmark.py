@@ -1,0 +1,28 @@
+"""Measure speed as ratios taken in one run: `python -m training.benchmark loader --data DIR [--record FILE]`
+
+Nothing here gates a test, since a ratio depends on the machine. What README and docs claim comes from records
+made by it.
+"""
+
+import sys
+
+import tyro
+
+from training.benchmarks.loader import LoaderBenchmark
+from training.cli import run_program
+
+SUBJECTS = {"loader": LoaderBenchmark}
+
+
+def main(job: LoaderBenchmark) -> None:
+    """Run a benchmark."""
+    job.run()
+
+
+def parse(args: list[str] | None = None) -> LoaderBenchmark:
+    """The benchmark that the command line describes."""
+    return tyro.extras.subcommand_cli_from_dict(SUBJECTS, args=args, prog="python -m training.benchmark")
+
+
+if __name__ == "__main__":
+    run_program(lambda: main(parse(sys.argv[1:])))

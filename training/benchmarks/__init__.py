@@ -1,0 +1,1 @@
+"""What `python -m training.benchmark` measures, a file for each subject."""

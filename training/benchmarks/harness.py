@@ -1,0 +1,78 @@
+"""Rates of several contenders, measured in turns in one process: only their ratios are worth keeping.
+
+Each round times every contender once, so that whatever slows the machine down for a while meets them alike; a
+ratio is taken within a round, and the median over the rounds is told with its spread.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+Contender = Iterator[int]  # endless; each step works through a batch and yields how many images it held
+WARM_UP = 8  # batches: more than any contender prefetches, so that none starts with a full store
+
+
+def measure(
+    contenders: Mapping[str, Callable[[], Contender]], *, rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Images per second of each contender in each round.
+
+    Args:
+        contenders: name → what starts it; one at a time is alive, so that none works in another's time.
+        rounds: how often each is timed.
+        seconds: how long it is timed in a round, warm-up not counted.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds):
+        for name, start in contenders.items():
+            rates[name].append(_rate(start(), seconds))
+            print(f"round {turn + 1}/{rounds}  {name}: {rates[name][-1]:.0f} images/s", flush=True)
+    return rates
+
+
+def _rate(contender: Contender, seconds: float) -> float:
+    for _ in itertools.islice(contender, WARM_UP):
+        pass
+    _wait_for_gpu()
+    start, images = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        images += next(contender)
+    _wait_for_gpu()
+    return images / (time.perf_counter() - start)
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def summary(rates: Mapping[str, list[float]], baseline: str) -> dict[str, dict[str, Any]]:
+    """For each contender its median rate with minimum and maximum, and likewise its ratio to the baseline's."""
+    ratios = {
+        name: [ours / theirs for ours, theirs in zip(row, rates[baseline], strict=True)]
+        for name, row in rates.items()
+    }
+    return {name: {"images_per_s": _spread(rates[name]), "ratio": _spread(ratios[name])} for name in rates}
+
+
+def show(title: str, rows: Mapping[str, Mapping[str, Any]], baseline: str) -> None:
+    """Print a summary as a table."""
+    table = Table(title=title)
+    table.add_column("")
+    for column in ("images/s", f"÷ {baseline}", "min – max"):
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        ratio = row["ratio"]
+        spread = f"{ratio['min']:.2f} – {ratio['max']:.2f}"
+        table.add_row(name, f"{row['images_per_s']['median']:.0f}", f"{ratio['median']:.2f}", spread)
+    Console().print(table)
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
