@@ -28,7 +28,6 @@ from PIL import Image, ImageOps
 from pipelines.cli import run_program
 from pipelines.errors import DataError
 from pipelines.files import GB, check_room, disk_trouble, flush, fresh, write_atomically
-from pipelines.integrity import scan
 from pipelines.manifest import parse_labels, read_manifest, read_split
 from pipelines.progress import track
 from pipelines.samples import Samples, content_hash
@@ -100,6 +99,8 @@ def pack(
     Raises:
         DataError: there is something else in `out`, the images cannot be used, or there is no room for them.
     """
+    from pipelines.integrity import scan  # imported late: it takes seconds, and who stages needs none of it
+
     _check_settings(folder, short_side, quality, shard_mb, splits)
     options = Options(short_side, quality if short_side else None, shard_mb)
     chosen = parse_labels(labels) if labels else None

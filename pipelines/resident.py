@@ -42,8 +42,9 @@ class Pixels:
         """A part of the i-th image, 1×3×height×width, a view."""
         stride = 3 * int(self.sizes[i, 0])
         start = 3 * (int(self.starts[i]) + left) + stride * top
-        # One call instead of five for slices and axes: on a CPU these calls are a good part of the work.
-        return self.flat.as_strided((1, 3, height, width), (0, 1, stride, 3), start)
+        # One call instead of five for slices and axes: on a CPU these calls are a good part of the work. The first
+        # stride says that this is channels_last; PyTorch resizes anything else at half the speed.
+        return self.flat.as_strided((1, 3, height, width), (stride * height, 1, stride, 3), start)
 
 
 class ResidentLoader(Loader):
@@ -148,7 +149,7 @@ def _resize(windows: Tensor, shape: Tensor, flip: Tensor, size: int) -> Tensor:
     down = triangle_filters(shape[:, 1], size, height)
     squat = down @ windows.view(count, height, width * channels).float()
     squat = squat.view(count, size, width, channels).transpose(1, 2).reshape(count, width, size * channels)
-    return (across @ squat).view(count, size, size, channels).transpose(1, 2)
+    return (across @ squat).view(count, size, size, channels).transpose(1, 2).contiguous()
 
 
 def triangle_filters(length: Tensor, size: int, reach: int) -> Tensor:

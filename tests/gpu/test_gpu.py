@@ -34,6 +34,20 @@ def test_gpu_decoding_equals_cpu_decoding(samples, half, training):
         assert difference.mean() < 1.5  # nvJPEG's inverse DCT and chroma upsampling are not libjpeg's
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_resident_on_the_gpu_equals_the_cpu(samples, half, training):
+    view = View(size=32, training=training, half=half)
+    on_gpu, _ = build_loader("resident", samples, view, 8, torch.device("cuda", 0))
+    on_cpu, _ = build_loader("resident", samples, view, 8, torch.device("cpu"))
+    for batch, oracle in zip(on_gpu, on_cpu, strict=True):
+        assert batch.images.device.type == "cuda"
+        assert batch.images.dtype == (torch.float16 if half else torch.float32)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        difference = (batch.images.cpu().float() - oracle.images.float()).abs() * 255 * min(IMAGENET_STD)
+        assert difference.max() < 1.3  # the CPU's kernel rounds twice, and float16 once
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_training_on_the_gpu(data_dir, tmp_path, fresh_accelerate, precision):
     """The whole program on one GPU, as `python -m training.train` starts it."""

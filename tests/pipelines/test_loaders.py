@@ -82,6 +82,7 @@ def test_resizing_by_matrices_equals_resizing_singly(samples, size):
     together = normalise(cut_together(loader._pixels, work, size), half=False)
     singly = next(iter(loader)).images
     assert together.shape == singly.shape
+    assert together.is_contiguous(memory_format=torch.channels_last)
     assert grey_levels(together, singly).max() < 1.1  # each of the kernel's two passes rounds
 
 
