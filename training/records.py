@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ def provenance(program: str, processes: int) -> dict[str, Any]:
     """
     return {
         "commit": commit(),
-        "command": " ".join(["python -m", program, *sys.argv[1:]]),
+        "command": " ".join(["python -m", program, *map(_portable, sys.argv[1:])]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": hardware(processes),
         "versions": {name: _version(name) for name in _PACKAGES} | {"python": platform.python_version()},
@@ -81,6 +82,12 @@ def read_record(file: Path) -> dict[str, Any]:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _portable(argument: str) -> str:
+    """An argument of a command, without the folders of one machine, and quoted where a shell needs it."""
+    path = Path(argument)
+    return shlex.quote(path.name if path.is_absolute() else argument)
 
 
 def _version(package: str) -> str:

@@ -109,7 +109,7 @@ def _test_set(record: dict[str, Any]) -> tuple[str, str]:
 
 def loader_rows(records: Records) -> Rows:
     """Per contender: images per second and ratio to the baseline, on each data set."""
-    heads = [f"{r['name']}, {r['settings']['size']} px, {_where(r)}" for r in records]
+    heads = [f"{r['name']} to {r['settings']['size']} px, prefetch {r['settings']['prefetch']}" for r in records]
     names = list(dict.fromkeys(name for record in records for name in record["summary"]))
     return [["images/s (÷ plain)", *heads]] + [[name, *(_rate(r, name) for r in records)] for name in names]
 
@@ -120,7 +120,8 @@ def loader_note(records: Records) -> str:
     return (
         f"Medians over {', '.join(rounds)}, all contenders in turn in one process; in brackets the ratio to the "
         "plain DataLoader of the same round with its smallest and largest value. At commit "
-        f"{', '.join(sorted({r['provenance']['commit'][:12] for r in records}))}."
+        f"{', '.join(sorted({r['provenance']['commit'][:12] for r in records}))}, on "
+        f"{'; '.join(sorted({_where(r) for r in records}))}."
     )
 
 

@@ -27,7 +27,7 @@ def test_every_loader_is_measured_and_kept_as_a_record(data_dir, tmp_path, progr
     assert record["summary"][PLAIN]["ratio"] == {"median": 1, "min": 1, "max": 1}
     assert record["images"] == 40
     head, *rows = loader_rows([record])
-    assert head[1].startswith("data, 32 px")
+    assert head[1].startswith("data to 32 px")
     assert [row[0] for row in rows] == list(record["rates"])
     assert record["provenance"]["commit"][:12] in results([record])
 
