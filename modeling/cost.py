@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from modeling.channels import ChannelSet
-from modeling.dynamic_conv import ChannelConv2d
 from modeling.resnet import ChannelNet
+from modeling.stems import Stem
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,16 @@ def count_macs(module: nn.Module, *inputs: Tensor) -> int:
 
 
 def _kernel_macs(model: ChannelNet, channels: ChannelSet) -> int:
-    convs = [m for m in model.stem.modules() if isinstance(m, ChannelConv2d)]
-    return sum(count_macs(_Generate(conv, channels), torch.zeros(())) for conv in convs)
+    return count_macs(_Generate(model.stem, channels), torch.zeros(()))
 
 
 class _Generate(nn.Module):
     """Kernel generation as a module of its own, for the counter."""
 
-    def __init__(self, conv: ChannelConv2d, channels: ChannelSet) -> None:
+    def __init__(self, stem: Stem, channels: ChannelSet) -> None:
         super().__init__()
-        self.conv, self.channels = conv, channels
+        self.stem, self.channels = stem, channels
 
     def forward(self, _: Tensor) -> Tensor:
         """The kernel."""
-        return self.conv.kernel(self.channels)
+        return self.stem.kernel(self.channels)

@@ -36,8 +36,8 @@ class ChannelNet(nn.Module):
         """
         if isinstance(x, Tensor):
             return self.body(self.stem(x, self._parse(channels)))
-        groups = [self.stem(part, self._parse(chosen)) for part, chosen in zip(x, channels, strict=True)]
-        return self.body(torch.cat(groups).contiguous(memory_format=torch.channels_last))
+        features = self.stem.groups(x, [self._parse(chosen) for chosen in channels])
+        return self.body(features.contiguous(memory_format=torch.channels_last))
 
     def materialize(self, channels: Channels = None) -> nn.Sequential:
         """The network for one channel set with a plain stem, in inference mode; it shares no memory with this."""

@@ -1,40 +1,146 @@
 """Stems: the first convolution and its norm, from any channel set to the features that a body expects.
 
-All stems share one interface, so that rivals differ in nothing but the stem.
+All stems share one interface, so that rivals differ in nothing but the stem. Here are the any-channel stem and the
+naive control; what else must be beaten stands in `modeling.rivals`.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from modeling.channels import ChannelSet, Vocabulary
 from modeling.dynamic_conv import ChannelConv2d, SubsetBatchNorm2d
 
+Norm = Literal["per-set", "shared"]
+Gain = Literal["sqrt", "linear", "none"]
+
 
 class Stem(nn.Module, ABC):
-    """First layer of a network: N×|S|×H×W → N×O×H'×W', conv and norm, before the activation."""
+    """First layer of a network: N×|S|×H×W → N×O×H'×W', conv and norm, before the activation.
+
+    Attributes:
+        vocabulary: channels that the stem knows.
+        norm: takes features and the channel set that they are made of.
+    """
 
     vocabulary: Vocabulary
+    norm: "SubsetBatchNorm2d | SharedBatchNorm2d"
 
     @abstractmethod
-    def forward(self, x: Tensor, channels: ChannelSet) -> Tensor:
-        """Features of an input whose channels are `channels`."""
+    def convolve(self, x: Tensor, channels: ChannelSet) -> Tensor:
+        """Features before the norm, of an input whose channels are `channels`.
+
+        Raises:
+            ValueError: a channel set that the stem does not take, or one of another size than the input.
+        """
+
+    @abstractmethod
+    def kernel(self, channels: ChannelSet) -> Tensor:
+        """What is looked up or generated for a channel set, in float32 even under autocast."""
 
     @abstractmethod
     def materialize(self, channels: ChannelSet) -> nn.Module:
         """A module of plain layers that computes, at inference, what this stem does for one channel set."""
 
+    def forward(self, x: Tensor, channels: ChannelSet) -> Tensor:
+        """Features of an input whose channels are `channels`."""
+        return self.norm(self.convolve(x, channels), channels)
 
-class AnyChannelStem(Stem):
-    """ChannelConv2d and a norm per channel set."""
+    def groups(self, parts: Sequence[Tensor], sets: Sequence[ChannelSet]) -> Tensor:
+        """Features of several groups, each with a channel set of its own, as one batch in their order.
+
+        A shared norm sees all groups at once, as it would if channels had been dropped from the images of one
+        batch: normalised group by group, training would use statistics per set and inference those of the mixture.
+        """
+        features = [self.convolve(part, chosen) for part, chosen in zip(parts, sets, strict=True)]
+        if isinstance(self.norm, SharedBatchNorm2d):
+            return self.norm(torch.cat(features))
+        return torch.cat([self.norm(part, chosen) for part, chosen in zip(features, sets, strict=True)])
+
+    def sets(self) -> list[ChannelSet]:
+        """All channel sets that the stem takes, largest first."""
+        return ChannelSet.all_of(self.vocabulary)
+
+    def anneal(self, progress: float) -> None:
+        """Called before each training step with the part of the annealing that is over, 0 to 1 and beyond.
+
+        Most stems have nothing to anneal.
+        """
+
+    def indices(self, channels: ChannelSet) -> list[int]:
+        """Where each channel of a set stands in the vocabulary.
+
+        Raises:
+            ValueError: a channel that the vocabulary lacks.
+        """
+        return ChannelSet.parse(channels, self.vocabulary).indices(self.vocabulary)
+
+
+class KernelStem(Stem):
+    """A stem that has one kernel for a channel set, so that it folds into one plain convolution.
+
+    Args:
+        vocabulary: channels that the stem knows.
+        out_channels, kernel_size, stride: as in `nn.Conv2d`; padding is half the kernel.
+        norm: "per-set" keeps gain, shift and statistics for every channel set, "shared" is one BatchNorm for all.
+    """
 
     def __init__(
-        self, vocabulary: Vocabulary, out_channels: int, kernel_size: int, stride: int, templates: int = 8
+        self, vocabulary: Vocabulary, out_channels: int, kernel_size: int, stride: int, norm: Norm = "per-set"
     ) -> None:
         super().__init__()
-        self.vocabulary = vocabulary
+        self.vocabulary, self.stride = vocabulary, stride
+        per_set = norm == "per-set"
+        self.norm = SubsetBatchNorm2d(vocabulary, out_channels) if per_set else SharedBatchNorm2d(out_channels)
+
+    def convolve(self, x: Tensor, channels: ChannelSet) -> Tensor:
+        """Convolve with the set's kernel, without the norm."""
+        kernel = self.kernel(channels)
+        check_planes(x, channels)
+        if not torch.is_autocast_enabled(x.device.type):  # autocast casts by itself, from float32
+            kernel = kernel.to(x.dtype)
+        return F.conv2d(x, kernel, stride=self.stride, padding=kernel.shape[-1] // 2)
+
+    @torch.no_grad()
+    def materialize(self, channels: ChannelSet) -> nn.Conv2d:
+        """A plain `nn.Conv2d` on |S| channels with the norm folded in."""
+        kernel = self.kernel(channels)
+        out_channels, planes, size, _ = kernel.shape
+        conv = nn.Conv2d(planes, out_channels, size, self.stride, size // 2, bias=False, device=kernel.device)
+        conv.weight.copy_(kernel)
+        return fold(conv, *inference_affine(self.norm, channels))
+
+
+class AnyChannelStem(KernelStem):
+    """ChannelConv2d and a norm per channel set; the switches take away one of its parts each.
+
+    Args:
+        vocabulary, out_channels, kernel_size, stride, norm: see `KernelStem`.
+        templates: kernel templates per filter.
+        conditioning: whether a channel's kernel depends on the others that are there; if not, A(c, S) = A0[c].
+        gain: (C0/|S|)^p with p = ½ ("sqrt", which keeps the variance), 1 ("linear") or 0 ("none"). A norm per set
+            undoes any of them but for the size of training steps, so compare them behind a shared norm.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        *,
+        templates: int = 8,
+        norm: Norm = "per-set",
+        conditioning: bool = True,
+        gain: Gain = "sqrt",
+    ) -> None:
+        super().__init__(vocabulary, out_channels, kernel_size, stride, norm)
+        self.gain = gain
         self.conv = ChannelConv2d(
             vocabulary,
             out_channels,
@@ -44,22 +150,25 @@ class AnyChannelStem(Stem):
             bias=False,
             templates=templates,
         )
-        self.norm = SubsetBatchNorm2d(vocabulary, out_channels)
+        if not conditioning:  # h starts at zero, and stays there
+            for name, parameter in self.conv.named_parameters():
+                parameter.requires_grad_(name in ("templates", "mixing"))
 
-    def forward(self, x: Tensor, channels: ChannelSet) -> Tensor:
-        """Generate the kernel for the set, convolve, normalise."""
-        return self.norm(self.conv(x, channels), channels)
-
-    @torch.no_grad()
-    def materialize(self, channels: ChannelSet) -> nn.Conv2d:
-        """A plain `nn.Conv2d` on |S| channels with the norm folded in."""
-        return fold(self.conv.materialize(channels), *self.norm.affine(channels))
+    def kernel(self, channels: ChannelSet) -> Tensor:
+        """The generated kernel, O×|S|×k×k, with this stem's gain in place of the convolution's own √(C0/|S|)."""
+        wanted, own = (set_gain(gain, self.vocabulary, channels) for gain in (self.gain, "sqrt"))
+        return self.conv.kernel(channels) * (wanted / own)
 
 
 class ZeroFillStem(Stem):
     """The naive control: an ordinary convolution on all channels; missing ones get a constant.
 
+    Trained on all channels only it is the naive network; trained on changing sets, naive plus channel dropout, the
+    strong one. It can express a kernel slice for each channel, and with a fill a bias for each that is missing,
+    but no kernel and no norm that depend on which others are there.
+
     Args:
+        vocabulary, out_channels, kernel_size, stride: see `KernelStem`.
         fill: value that stands in for each missing channel, in normalised units. A black channel, which is
             what zeroing it in the image file gives, has -mean / std; 0 is the channel's mean.
     """
@@ -75,31 +184,21 @@ class ZeroFillStem(Stem):
         super().__init__()
         self.vocabulary = vocabulary
         self.fill = FillMissing(vocabulary, fill)
-        self.conv = nn.Conv2d(
-            len(vocabulary), out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False
-        )
-        nn.init.kaiming_normal_(self.conv.weight, mode="fan_in", nonlinearity="relu")
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.conv = he_conv(len(vocabulary), out_channels, kernel_size, stride)
+        self.norm = SharedBatchNorm2d(out_channels)
 
-    def forward(self, x: Tensor, channels: ChannelSet) -> Tensor:
-        """Fill up to the whole vocabulary, convolve, normalise."""
-        return self.norm(self.conv(self.fill(x, channels)))
+    def convolve(self, x: Tensor, channels: ChannelSet) -> Tensor:
+        """Fill up to the whole vocabulary and convolve."""
+        return self.conv(self.fill(x, channels))
+
+    def kernel(self, channels: ChannelSet) -> Tensor:
+        """The kernel on all channels, O×C0×k×k, whichever are there."""
+        return self.conv.weight
 
     @torch.no_grad()
-    def materialize(self, channels: ChannelSet) -> nn.Module:
+    def materialize(self, channels: ChannelSet) -> nn.Sequential:
         """The fill and a convolution on all channels: the naive model pays for channels it does not have."""
-        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
-        conv = nn.Conv2d(
-            self.conv.in_channels,
-            self.conv.out_channels,
-            self.conv.kernel_size,
-            self.conv.stride,
-            self.conv.padding,
-            bias=False,
-            device=scale.device,
-        )
-        conv.weight.copy_(self.conv.weight)
-        folded = fold(conv, scale, self.norm.bias - self.norm.running_mean * scale)
+        folded = fold(copy.deepcopy(self.conv), *inference_affine(self.norm, channels))
         return nn.Sequential(self.fill.fixed_to(channels), folded)
 
 
@@ -110,22 +209,69 @@ class FillMissing(nn.Module):
         self, vocabulary: Vocabulary, fill: Sequence[float] | float, channels: ChannelSet | None = None
     ) -> None:
         super().__init__()
-        self.vocabulary, self.channels = vocabulary, channels
+        self.vocabulary = vocabulary
+        self.channels = None if channels is None else ChannelSet.parse(channels, vocabulary)
         values = torch.as_tensor(fill, dtype=torch.float32).expand(len(vocabulary)).clone()
         self.register_buffer("values", values, persistent=False)
 
     def forward(self, x: Tensor, channels: ChannelSet | None = None) -> Tensor:
         """N×|S|×H×W → N×C0×H×W."""
-        indices = (self.channels or channels).indices(self.vocabulary)
+        channels = self.channels or ChannelSet.parse(channels, self.vocabulary)
+        check_planes(x, channels)
         n, _, height, width = x.shape
-        full = self.values.to(x.dtype).view(1, -1, 1, 1).expand(n, -1, height, width)
-        return full.contiguous(memory_format=torch.channels_last).index_copy(
-            1, torch.tensor(indices, device=x.device), x
-        )
+        constant = self.values.to(x.dtype).view(1, -1, 1, 1).expand(n, -1, height, width)
+        full = constant.clone(memory_format=torch.channels_last)
+        full[:, channels.indices(self.vocabulary)] = x
+        return full
 
     def fixed_to(self, channels: ChannelSet) -> "FillMissing":
         """The same fill for one known channel set."""
         return FillMissing(self.vocabulary, self.values.tolist(), channels).to(self.values.device)
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """An ordinary BatchNorm, the same for all channel sets, behind the interface of `SubsetBatchNorm2d`.
+
+    Shape:
+        N×O×H×W, input and output.
+    """
+
+    def forward(self, x: Tensor, channels: ChannelSet | None = None) -> Tensor:
+        """Normalise, whatever the channel set."""
+        return super().forward(x)
+
+
+def inference_affine(norm: SubsetBatchNorm2d | SharedBatchNorm2d, channels: ChannelSet) -> tuple[Tensor, Tensor]:
+    """What a norm amounts to at inference: scale and shift, each of shape (O,)."""
+    if isinstance(norm, SubsetBatchNorm2d):
+        return norm.affine(channels)
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale
+
+
+def set_gain(gain: Gain, vocabulary: Vocabulary, channels: ChannelSet) -> float:
+    """(C0 / |S|)^p with p = ½ for "sqrt", 1 for "linear", 0 for "none"."""
+    return (len(vocabulary) / len(channels)) ** {"sqrt": 0.5, "linear": 1.0, "none": 0.0}[gain]
+
+
+def he_conv(planes: int, out_channels: int, kernel_size: int, stride: int) -> nn.Conv2d:
+    """An ordinary first convolution without bias, padded by half its kernel, with He's initialisation."""
+    conv = nn.Conv2d(planes, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
+    return conv
+
+
+def check_planes(x: Tensor, channels: ChannelSet) -> None:
+    """Refuse an input that cannot be made of a channel set.
+
+    Raises:
+        ValueError: the input has another number of channels than the set.
+    """
+    if x.shape[1] != len(channels):
+        raise ValueError(
+            f"input has {x.shape[1]} channels, but the channel set {channels} has {len(channels)}; "
+            "pass the set that the input is made of"
+        )
 
 
 @torch.no_grad()

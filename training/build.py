@@ -104,4 +104,8 @@ def new_model(settings: Model, classes: int) -> ChannelNet:
         classes,
         templates=settings.templates,
         fill=fill,
+        norm=settings.norm,
+        conditioning=settings.conditioning,
+        gain=settings.gain,
+        channels=settings.plain_channels,
     )

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 
-from modeling.channels import Vocabulary, parse_names
+from modeling.channels import ChannelSet, Vocabulary, parse_names
+from modeling.stems import Gain, Norm
 from modeling.zoo import BodyName, StemName
 from pipelines.build import LoaderName
 from pipelines.errors import DataError
@@ -20,6 +21,7 @@ from pipelines.integrity import Policy
 from pipelines.manifest import parse_labels
 
 T = TypeVar("T")
+STRATEGIES = ("sandwich", "mixed", "sampled", "full")  # see training.subsets
 
 
 class ConfigError(ValueError):
@@ -88,20 +90,42 @@ class Model:
     body: BodyName = "resnet18"
     """Everything behind the stem."""
     stem: StemName = "any-channel"
-    """How channel sets are taken in; zero-fill is the naive control."""
+    """How channel sets are taken in; zero-fill is the naive control, modeling/rivals.py describes the others."""
     vocabulary: str = "RGB"
     """Channels that the model knows."""
     templates: int = 8
-    """Kernel templates per filter of the any-channel stem."""
+    """Kernel templates per filter of the any-channel and attention stems."""
     fill: Literal["black", "mean"] = "black"
     """What the zero-fill stem puts for a missing channel: a black image, or the channel's mean."""
+    norm: Norm = "per-set"
+    """BatchNorm of the stem: one per channel set, or one shared by all; zero-fill, zero-fill-rescaled, repeat and
+    plain always share."""
+    conditioning: bool = True
+    """Whether the any-channel stem's kernel for a channel depends on the other channels that are there."""
+    gain: Gain = "sqrt"
+    """What the any-channel stem makes up for missing channels with: √(C0/|S|), C0/|S| (linear) or nothing."""
+    plain_channels: str | None = None
+    """The one channel set that the plain stem takes, e.g. RG; all channels by default."""
 
     def __post_init__(self) -> None:
         if parse_names(self.vocabulary) != ("R", "G", "B"):
             raise ConfigError(f"--model.vocabulary {self.vocabulary}: image files give RGB only, for now")
-
         if self.templates < 1:
             raise ConfigError(f"--model.templates {self.templates} must be at least 1")
+        if self.stem != "any-channel" and not (self.conditioning and self.gain == "sqrt"):
+            flag = f"gain {self.gain}" if self.conditioning else "no-conditioning"
+            raise ConfigError(f"--model.{flag} is for --model.stem any-channel, not {self.stem}; leave it out")
+        self._check_plain_channels()
+
+    def _check_plain_channels(self) -> None:
+        if self.plain_channels is None:
+            return
+        if self.stem != "plain":
+            raise ConfigError(f"--model.plain-channels is for --model.stem plain, not {self.stem}; leave it out")
+        try:
+            ChannelSet.parse(self.plain_channels, self.channels)
+        except ValueError as error:
+            raise ConfigError(f"--model.plain-channels {self.plain_channels}: {error}") from None
 
     @property
     def channels(self) -> Vocabulary:
@@ -142,11 +166,15 @@ class Schedule:
 
     epochs: int = 30
     """Passes over the training list."""
-    channel_sets: Literal["sandwich", "full"] = "sandwich"
+    channel_sets: str = "sandwich"
     """Channel sets of a training batch. sandwich: a group with all channels, one with a single channel, and
-    groups with random sets; full: all channels only."""
+    groups with random sets; mixed: groups with random sets; sampled: one random set for the whole batch; full: all
+    channels only; or one set such as RG, which trains a dedicated expert."""
     groups: int = 4
-    """Groups of a sandwich batch, each with a channel set of its own; 2 or more."""
+    """Groups of a sandwich or mixed batch, each with a channel set of its own; 2 or more."""
+    distill: float = 0.0
+    """Where channels lack, this part of the loss, 0 to 1, is the distance to the network's own answer on all
+    channels; it costs another forward pass of those images."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of convolutions and matrix products. auto: bf16 where the hardware has it, else fp32."""
     eval_epochs: int = 5
@@ -161,6 +189,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.groups < 2:
             raise ConfigError(f"--schedule.groups {self.groups} must be at least 2: all channels, and one channel")
+        if not 0 <= self.distill <= 1:
+            raise ConfigError(f"--schedule.distill {self.distill} must lie in [0, 1]")
         for name in ("epochs", "eval_epochs", "log_steps", "checkpoint_steps", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--schedule.{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
@@ -180,8 +210,25 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
+        self._check_channel_sets()
         if self.seed < 0:
             raise ConfigError(f"--seed {self.seed} must not be negative")
+
+    def _check_channel_sets(self) -> None:
+        wanted, model = self.schedule.channel_sets, self.model
+        taken = model.plain_channels or model.vocabulary
+        if model.stem == "plain" and wanted != taken and not (wanted == "full" and taken == model.vocabulary):
+            raise ConfigError(f"--model.stem plain takes {taken} alone; add --schedule.channel-sets {taken}")
+        if model.stem == "plain" and self.schedule.distill and taken != model.vocabulary:
+            raise ConfigError(f"--schedule.distill needs a stem that takes all channels, not plain on {taken}")
+        if wanted in STRATEGIES:
+            return
+        try:
+            ChannelSet.parse(wanted, self.model.channels)
+        except ValueError as error:
+            raise ConfigError(
+                f"--schedule.channel-sets {wanted}: neither {', '.join(STRATEGIES)} nor a channel set ({error})"
+            ) from None
 
 
 def save_recipe(recipe: Recipe, file: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,7 @@ from rich.table import Table
 from modeling.channels import ChannelSet
 from modeling.cost import channel_cost, count_parameters
 from modeling.resnet import ChannelNet
+from pipelines.batch import Loader
 from pipelines.errors import DataError
 from pipelines.progress import track
 from training.build import load_samples, make_loader, new_model
@@ -25,9 +27,10 @@ from training.cli import run_program
 from training.config import Recipe, load_recipe, to_dict
 from training.metrics import Score
 from training.monitor import read_metrics
+from training.recalibrate import recalibrate
 from training.records import provenance, write_record
 from training.runtime import Runtime
-from training.sweep import sweep
+from training.sweep import specialise, sweep
 
 
 @dataclass(kw_only=True)
@@ -42,8 +45,16 @@ class Evaluation:
     """Folder of the lists, where it has moved since the training."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """fp32 gives the same counts on any number of ranks; bf16 is faster, and near-ties may fall otherwise."""
+    recalibrate: int = 0
+    """Take the norms' statistics anew for each channel set, over this many training images; writes
+    sweep-SPLIT-recalibrated.json."""
     processes: int | None = None
     """Refuse to start unless there are this many ranks."""
+
+    @property
+    def record(self) -> str:
+        """Name of the record in the run directory."""
+        return f"sweep-{self.split}{'-recalibrated' if self.recalibrate else ''}.json"
 
 
 def main(job: Evaluation) -> None:
@@ -52,7 +63,7 @@ def main(job: Evaluation) -> None:
     for run_dir in job.run_dirs:
         record = evaluate(run_dir, job, runtime)
         if runtime.is_main:
-            file = run_dir / f"sweep-{job.split}.json"
+            file = run_dir / job.record
             write_record(file, record)
             _show(record)
             print(f"wrote {file}; next: python -m training.report {' '.join(map(str, job.run_dirs))}")
@@ -78,14 +89,18 @@ def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]
     loader, _ = make_loader(recipe.data, samples, runtime, training=False)
     batches = track(loader, len(loader), f"evaluating {run_dir.name}", quiet=not runtime.is_main)
     sets = ChannelSet.all_of(recipe.model.channels)
+    networks = specialise(model, sets)
+    if job.recalibrate:
+        recalibrate(networks, recipe.model.channels, _calibration(recipe, job.recalibrate, runtime), runtime)
     start = time.perf_counter()
-    scores = sweep(model, batches, sets, runtime)
+    scores = sweep(networks, recipe.model.channels, batches, runtime)
     seconds = time.perf_counter() - start
     if any(score.n != len(samples) for score in scores.values()):
         raise RuntimeError(f"counted {[score.n for score in scores.values()]} of {len(samples)} images")
     return {
         "kind": "sweep",
-        "name": recipe.name,
+        "name": f"{recipe.name}, recalibrated" if job.recalibrate else recipe.name,
+        "recalibrated_on": job.recalibrate,
         "split": job.split,
         "images": len(samples),
         "quarantined": len(samples.quarantined),
@@ -101,6 +116,13 @@ def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]
         "history": read_metrics(run_dir),
         "provenance": provenance("training.evaluate", runtime.world),
     }
+
+
+def _calibration(recipe: Recipe, images: int, runtime: Runtime) -> Loader:
+    """Random training images, looked at as in evaluation."""
+    samples = load_samples(recipe.data, "train", runtime)
+    chosen = np.random.default_rng(recipe.seed).permutation(len(samples))[:images]
+    return make_loader(recipe.data, samples.take(chosen), runtime, training=False)[0]
 
 
 def _score_row(score: Score) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from random import Random
 from typing import Any
 
 import torch
@@ -22,7 +21,8 @@ from training.optim import learning_rate, set_learning_rate
 from training.preemption import StopFile
 from training.records import commit
 from training.runtime import Runtime
-from training.sweep import sweep
+from training.subsets import channel_sets
+from training.sweep import specialise, sweep
 
 
 class NonFiniteLossError(RuntimeError):
@@ -155,24 +155,31 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> Tensor:
         """Mean over the batch with padding rows as zero, so that each sample weighs the same in an epoch."""
-        images, sets = self._group(batch.images)
+        sets = channel_sets(self.recipe, self.step)
+        parts = batch.images.tensor_split(len(sets))  # evenly; empty ones where there are fewer images than groups
+        groups = [(part, chosen) for part, chosen in zip(parts, sets, strict=True) if len(part)]
         with self.runtime.autocast():
-            logits = self.model(images, sets)
-        losses = F.cross_entropy(
-            logits.float(),
-            batch.labels,
-            reduction="none",
-            label_smoothing=self.recipe.optim.label_smoothing,
-        )
+            images = [chosen.select(part, self.vocabulary) for part, chosen in groups]
+            logits = self.model(images, [chosen for _, chosen in groups]).float()
+        smoothing = self.recipe.optim.label_smoothing
+        losses = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=smoothing)
+        if self.recipe.schedule.distill:
+            lacking = torch.cat([torch.full((len(p),), len(c) < len(self.vocabulary)) for p, c in groups])
+            lacking = lacking.to(losses.device)
+            teacher = self._on_all_channels(batch.images[lacking])
+            losses = losses.index_put(
+                (lacking,), mix(losses[lacking], logits[lacking], teacher, self.recipe.schedule.distill)
+            )
         return (losses * batch.valid).mean()
 
-    def _group(self, images: Tensor) -> tuple[list[Tensor], list[ChannelSet]]:
-        """Split a batch into groups of images, each cut down to the channel set of its group."""
-        sets = channel_sets(self.recipe, self.step)
-        parts = images.tensor_split(len(sets))  # evenly; empty ones where there are fewer images than groups
-        pairs = [(part, chosen) for part, chosen in zip(parts, sets, strict=True) if len(part)]
-        groups = [chosen.select(part, self.vocabulary) for part, chosen in pairs]
-        return groups, [chosen for _, chosen in pairs]
+    def _on_all_channels(self, images: Tensor) -> Tensor:
+        """The network's own answer, with running statistics: these images must not enter the batch's twice."""
+        model = self.runtime.unwrap(self.model)
+        model.eval()
+        with torch.no_grad(), self.runtime.autocast():
+            logits = model(images, ChannelSet.full(self.vocabulary)).float()
+        model.train()
+        return logits
 
     def _validate(self) -> None:
         start = time.perf_counter()
@@ -232,26 +239,24 @@ class Trainer:
             print(line, flush=True)
 
 
-def channel_sets(recipe: Recipe, step: int) -> list[ChannelSet]:
-    """The channel sets of a step's groups: a pure function of seed and step, so alike on every rank and resume.
+def mix(losses: Tensor, logits: Tensor, teacher: Tensor, part: float) -> Tensor:
+    """Losses of which a part is the Kullback-Leibler divergence from a teacher's answers.
 
-    Sandwich rule: always the largest set and one of the smallest, and random ones between. Source: Yu and Huang,
-    "Universally Slimmable Networks", arXiv 1903.05134, §3.2.
+    In-place distillation: Yu and Huang, "Universally Slimmable Networks", arXiv 1903.05134, §3.3.
+
+    Args:
+        losses: (N,) of the labels.
+        logits, teacher: N×classes; no gradient flows into the teacher's.
+        part: 0 … 1.
     """
-    vocabulary = recipe.model.channels
-    full = ChannelSet.full(vocabulary)
-    if recipe.schedule.channel_sets == "full":
-        return [full]
-    rng = Random(f"channel sets {recipe.seed} {step}")
-    single = ChannelSet.sample(vocabulary, rng, largest=1)
-    smaller = max(1, len(vocabulary) - 1)  # all channels have their group already
-    between = [ChannelSet.sample(vocabulary, rng, smaller) for _ in range(recipe.schedule.groups - 2)]
-    return [full, single, *between]
+    distance = F.kl_div(logits.log_softmax(1), teacher.detach().softmax(1), reduction="none").sum(1)
+    return (1 - part) * losses + part * distance
 
 
 def validate(model: nn.Module, loader: Loader, runtime: Runtime) -> dict[str, Score]:
     """Score every channel set of the model's vocabulary."""
-    return sweep(model, loader, ChannelSet.all_of(model.stem.vocabulary), runtime)
+    vocabulary = model.stem.vocabulary
+    return sweep(specialise(model, ChannelSet.all_of(vocabulary)), vocabulary, loader, runtime)
 
 
 def format_scores(scores: dict[str, Score]) -> str:

@@ -1,16 +1,22 @@
 import copy
+import socket
 import subprocess
 import sys
+from random import Random
 
 import pytest
 import torch
+import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from modeling import ChannelConv2d, ChannelSet
-from modeling.dynamic_conv import SubsetBatchNorm2d
+from modeling.dynamic_conv import FourierCode, SubsetBatchNorm2d
 
 RGB = ("R", "G", "B")
+WAVELENGTHS = {"R": 0.665, "G": 0.56, "B": 0.49}
 SETS = [str(chosen) for chosen in ChannelSet.all_of(RGB)]
 
 
@@ -24,14 +30,20 @@ def conv(vocabulary="RGB", out=16, kernel=3, trained=True, seed=0, **options) ->
     return module.eval()
 
 
+def bands(count: int) -> dict[str, float]:
+    """A vocabulary of evenly spaced bands."""
+    return {name: 0.4 + 0.05 * i for i, name in enumerate("abcdefghijklmnop"[:count])}
+
+
 @settings(deadline=None)
-@given(data=st.data(), count=st.integers(1, 8), seed=st.integers(0, 99))
-def test_permuting_channels_with_their_names_changes_nothing(data, count, seed):
-    vocabulary = tuple("abcdefgh"[:count])
-    module = conv(vocabulary, seed=seed, padding=1)
+@given(data=st.data(), count=st.integers(1, 16), described=st.booleans(), seed=st.integers(0, 99))
+def test_permuting_channels_with_their_names_changes_nothing(data, count, described, seed):
+    vocabulary = tuple(bands(count))
+    module = conv(vocabulary, seed=seed, padding=1, descriptors=bands(count) if described else None)
     names = data.draw(st.lists(st.sampled_from(vocabulary), min_size=1, unique=True))
     order = data.draw(st.permutations(range(len(names))))
-    x = torch.randn(2, len(names), 9, 7, generator=torch.Generator().manual_seed(seed))
+    height, width = data.draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
+    x = torch.randn(2, len(names), height, width, generator=torch.Generator().manual_seed(seed))
     y = module(x, names)
     shuffled = module(x[:, order], [names[i] for i in order])
     assert (y - shuffled).abs().max() <= 1e-5
@@ -39,19 +51,101 @@ def test_permuting_channels_with_their_names_changes_nothing(data, count, seed):
         assert (module(x, [*names[1:], names[0]]) - y).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("descriptors", [None, WAVELENGTHS])
 @pytest.mark.parametrize("kernel", [3, 7])
-@pytest.mark.parametrize("vocabulary", ["RGB", "abcdef"])
-def test_variance_is_that_of_he_for_every_set_at_initialisation(kernel, vocabulary):
-    module = conv(vocabulary, out=256, kernel=kernel, trained=False, bias=False)
-    for chosen in ChannelSet.all_of(module.vocabulary):
+def test_variance_is_that_of_he_for_every_set_at_initialisation(kernel, descriptors):
+    module = conv(out=256, kernel=kernel, trained=False, bias=False, descriptors=descriptors)
+    for chosen in ChannelSet.all_of(RGB):
         x = torch.randn(4, len(chosen), 24, 24)
         assert 1.6 < module(x, chosen).var().item() < 2.4, str(chosen)  # He: 2 for inputs of variance 1
 
 
-def test_kernels_of_different_channels_start_uncorrelated():
-    kernel = conv(out=256, kernel=7, trained=False).kernel()
+@pytest.mark.parametrize("described", [False, True])
+@pytest.mark.parametrize("count", range(1, 17))
+def test_variance_is_that_of_he_for_every_size_of_vocabulary(count, described):
+    names = tuple(bands(count))
+    module = conv(names, 256, 5, trained=False, bias=False, descriptors=bands(count) if described else None)
+    known = module.vocabulary
+    if described:
+        module.describe("between", 0.43)
+        module.describe("far", 11.0)
+        known = module.known
+    for seed in range(4):
+        chosen = ChannelSet.sample(known, Random(seed))
+        white = torch.randn(4, len(chosen), 20, 20)
+        assert 1.6 < module(white, chosen).var().item() < 2.4, str(chosen)
+        within = ChannelSet.sample(module.vocabulary, Random(seed))
+        gray = white[:, :1].expand(-1, len(within), -1, -1)  # adds up if kernels are alike, as CHAMMI's are
+        assert 1.4 < module(gray, within).var().item() < 2.7, str(within)
+
+
+@pytest.mark.parametrize("descriptors", [None, WAVELENGTHS])
+def test_kernels_of_different_channels_start_uncorrelated(descriptors):
+    kernel = conv(out=256, kernel=7, trained=False, descriptors=descriptors).kernel()
     correlation = torch.corrcoef(kernel.detach().transpose(0, 1).flatten(1))
-    assert (correlation - torch.eye(3)).abs().max() < 0.1
+    assert (correlation - torch.eye(3)).abs().max() < (0.3 if descriptors else 0.1)
+
+
+def test_a_described_channel_is_like_its_neighbours_in_wavelength():
+    module = conv(out=64, kernel=5, trained=False, descriptors=WAVELENGTHS)
+    for name, wavelength in {"red": 0.665, "reddish": 0.655, "green": 0.561, "nir": 0.84}.items():
+        module.describe(name, wavelength)
+    kernel = module.kernel(["R", "G", "B", "red", "reddish", "green", "nir"]).detach()
+    correlation = torch.corrcoef(kernel.transpose(0, 1).flatten(1))
+    assert torch.allclose(kernel[:, 3], kernel[:, 0], atol=1e-6)
+    assert correlation[4, 0] > 0.95 and correlation[5, 1] > 0.99
+    assert correlation[6, :3].abs().max() < 0.4
+
+
+def test_described_channels_work_like_known_ones():
+    module = conv(descriptors=WAVELENGTHS, padding=1)
+    module.describe("nir", 0.84)
+    x = torch.randn(2, 4, 9, 9)
+    y = module(x, ["nir", "R", "G", "B"])
+    assert (module(x[:, [1, 2, 3, 0]], ["R", "G", "B", "nir"]) - y).abs().max() <= 1e-5
+    assert (module.materialize(["nir", "R", "G", "B"])(x) - y).abs().max() <= 1e-5
+    assert torch.equal(copy.deepcopy(module)(x[:, :1], "nir"), module(x[:, :1], ("nir",)))
+    fresh = conv(descriptors=WAVELENGTHS, padding=1, seed=1)
+    fresh.load_state_dict(module.state_dict())
+    fresh.describe("nir", 0.84)
+    assert torch.equal(fresh(x, ["nir", "R", "G", "B"]), y)
+
+
+def test_codes_are_of_unit_norm_and_tell_every_quantity_apart():
+    code = FourierCode({"a": (0.5, 10), "b": (0.5, 20), "c": (0.7, 10)})
+    code.add("d", (0.7, 40))
+    codes = code(ChannelSet(tuple("abcd")))
+    assert torch.allclose(codes @ codes.T, torch.eye(4, dtype=codes.dtype), atol=0.3)
+    assert torch.allclose(codes.norm(dim=1), torch.ones(4, dtype=codes.dtype))
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "reason"),
+    [
+        ({"R": 0.6, "G": 0.5}, "given for R, G, the vocabulary is RGB"),
+        ({**WAVELENGTHS, "nir": 0.84}, "vocabulary is RGB.*describe"),
+        ({**WAVELENGTHS, "G": float("nan")}, "'G' is nan; give finite"),
+        ({**WAVELENGTHS, "G": "green"}, "'G' is 'green'; give finite"),
+        ({**WAVELENGTHS, "G": (0.5, 1)}, "'G' has length 2, not 1"),
+        ({**WAVELENGTHS, "R": ()}, r"'R' is \(\); give finite"),
+    ],
+)
+def test_bad_descriptors_are_refused(descriptors, reason):
+    with pytest.raises(ValueError, match=reason):
+        ChannelConv2d("RGB", 4, 3, descriptors=descriptors)
+
+
+def test_channels_are_described_once_and_only_by_descriptors():
+    module = conv(descriptors=WAVELENGTHS)
+    with pytest.raises(ValueError, match=r"unknown channel 'nir'.*describe"):
+        module(torch.randn(1, 2, 8, 8), ["R", "nir"])
+    with pytest.raises(ValueError, match="'R' is known already"):
+        module.describe("R", 0.7)
+    with pytest.raises(ValueError, match="length 2, not 1"):
+        module.describe("nir", (0.84, 0.1))
+    assert module.known == RGB
+    with pytest.raises(ValueError, match=r"learned ids.*'nir' has none"):
+        conv().describe("nir", 0.84)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -69,6 +163,25 @@ def test_materialized_conv_computes_the_same(name, options, shape):
     assert (plain(x) - module(x, name)).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel": (3, 5), "stride": (2, 1), "padding": (0, 3), "dilation": (1, 2)},
+        {"kernel": 4, "padding": "same", "dilation": 3},
+        {"kernel": 1, "stride": 4, "padding": "valid"},
+        {"kernel": (1, 2), "bias": False},
+    ],
+)
+def test_geometry_is_that_of_conv2d(options):
+    module, x = conv(**options), torch.randn(2, 2, 11, 13)
+    reference = nn.Conv2d(2, 16, options.pop("kernel"), **options)
+    reference.weight.data = module.kernel("GB").detach()
+    if module.bias is not None:
+        reference.bias.data = module.bias.detach()
+    assert torch.allclose(module(x, "GB"), reference(x), atol=1e-6)
+    assert (module.materialize("GB")(x) - reference(x)).abs().max() <= 1e-5
+
+
 def test_kernel_depends_on_the_other_channels_present():
     module = conv()
     alone, among = module.kernel("R")[:, 0], module.kernel("RGB")[:, 0] / module.kernel("R").shape[1]
@@ -76,17 +189,19 @@ def test_kernel_depends_on_the_other_channels_present():
     assert ratio.std() > 0.1  # more than the common gain √(C0/|S|)
 
 
-def test_every_parameter_gets_a_gradient_from_any_set():
+@pytest.mark.parametrize("descriptors", [None, WAVELENGTHS])
+def test_every_parameter_gets_a_gradient_from_any_set(descriptors):
     """A parameter without one would make DDP wait for it for ever."""
-    module = conv()
+    module = conv(descriptors=descriptors)
     for name in SETS:
         module.zero_grad()
         module(torch.randn(2, len(name), 8, 8), name).square().sum().backward()
         assert all(parameter.grad is not None for parameter in module.parameters())
 
 
-def test_kernel_is_made_in_float32_under_autocast():
-    module, x = conv(), torch.randn(2, 2, 8, 8)
+@pytest.mark.parametrize("descriptors", [None, WAVELENGTHS])
+def test_kernel_is_made_in_float32_under_autocast(descriptors):
+    module, x = conv(descriptors=descriptors), torch.randn(2, 2, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         assert module.kernel("RG").dtype == torch.float32
         assert module(x, "RG").dtype == torch.bfloat16
@@ -99,6 +214,73 @@ def test_half_precision_input_under_autocast_keeps_small_gradients():
         loss = 1e-9 * module(x, "RG").float().mean()
     loss.backward()
     assert (module.templates.grad != 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("descriptors", [None, WAVELENGTHS])
+def test_compiled_once_for_each_number_of_channels(descriptors):
+    module, graphs = conv(descriptors=descriptors), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(module, backend=backend, fullgraph=True, dynamic=False)
+    for name in [*SETS, *SETS]:
+        x = torch.randn(2, len(name), 8, 8)
+        assert torch.allclose(compiled(x, module.encode(name)), module(x, name), atol=1e-6)
+    assert len(graphs) == 3
+    assert torch.allclose(compiled(x, "B"), module(x, "B"), atol=1e-6)  # names work too, with a graph for each
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("descriptors", [None, WAVELENGTHS])
+def test_compiled_gradients_are_those_of_eager_mode(descriptors):
+    module = conv(descriptors=descriptors)
+    compiled, x = torch.compile(module, backend="aot_eager", fullgraph=True), torch.randn(2, 2, 8, 8)
+    for run in (module, compiled):
+        run(x, module.encode("RB")).square().sum().backward()
+        gradients = [parameter.grad for parameter in module.parameters()]
+        module.zero_grad()
+        if run is module:
+            wanted = gradients
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(gradients, wanted, strict=True))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("descriptors", [None, WAVELENGTHS])
+def test_exports_for_a_channel_set(descriptors):
+    module, x = conv(descriptors=descriptors), torch.randn(2, 2, 8, 8)
+    exported = torch.export.export(module, (x, "GB")).module()
+    assert torch.allclose(exported(x, "GB"), module(x, "GB"), atol=1e-6)
+    plain = module.materialize("GB")
+    assert torch.allclose(torch.export.export(plain, (x,)).module()(x), module(x, "GB"), atol=1e-5)
+
+
+def train_on_changing_sets(rank: int, port: int, folder: str) -> None:
+    """One of two ranks; the ranks even have different sets in one step."""
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    module = conv(out=4, descriptors=WAVELENGTHS).train()
+    parallel = DistributedDataParallel(module, find_unused_parameters=False)
+    optimizer = torch.optim.SGD(module.parameters(), 0.01)
+    for step in range(len(SETS)):
+        name = SETS[(step + rank) % len(SETS)]
+        optimizer.zero_grad()
+        parallel(torch.randn(2, len(name), 6, 6), name).square().mean().backward()
+        optimizer.step()
+    torch.save(module.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_distributed_training_on_changing_sets(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(train_on_changing_sets, (port, str(tmp_path)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert all(torch.equal(ranks[0][key], ranks[1][key]) for key in ranks[0])
+    assert not torch.equal(ranks[0]["templates"], conv(out=4, descriptors=WAVELENGTHS).templates)
 
 
 def test_gradients_are_right():
@@ -160,6 +342,13 @@ def test_large_vocabularies_share_norms_by_size():
     norm = SubsetBatchNorm2d(tuple("abcdefghij"), 4)
     assert norm.weight.shape == (10, 4)
     assert norm.row(ChannelSet.parse("abc", norm.vocabulary)) == norm.row(ChannelSet.parse("hij", norm.vocabulary))
+
+
+def test_norms_by_size_serve_sets_that_no_table_holds():
+    norm = SubsetBatchNorm2d(RGB, 4, by_size=True)
+    assert norm.weight.shape == (3, 4)
+    assert norm.row(ChannelSet(("R", "nir"))) == norm.row(ChannelSet(("G", "B"))) == 1
+    assert norm.row(ChannelSet((*RGB, "nir"))) == 2
 
 
 def test_importing_modeling_needs_torch_alone():

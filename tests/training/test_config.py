@@ -20,10 +20,11 @@ from training.config import (
     save_recipe,
     to_dict,
 )
-from training.loop import channel_sets
+from training.loop import mix
 from training.optim import build_optimizer, learning_rate
 from training.recipes import RECIPES
 from training.runtime import resolve_precision
+from training.subsets import channel_sets
 from training.train import parse
 
 
@@ -134,16 +135,54 @@ def test_weight_decay_is_for_weights_only():
     } <= free_ids
 
 
-def test_channel_sets_of_a_step():
-    sandwich = replace(Recipe(), schedule=Schedule(groups=4))
-    steps = [channel_sets(sandwich, step) for step in range(300)]
-    assert steps == [channel_sets(sandwich, step) for step in range(300)]
+def steps_of(strategy, **options):
+    recipe = replace(Recipe(), schedule=Schedule(channel_sets=strategy, **options))
+    steps = [channel_sets(recipe, step) for step in range(300)]
+    assert steps == [channel_sets(recipe, step) for step in range(300)]
+    return steps, recipe
+
+
+def test_sandwich_has_the_largest_and_one_of_the_smallest():
+    steps, recipe = steps_of("sandwich", groups=4)
     assert {len(sets) for sets in steps} == {4}
-    assert {(len(sets[0]), len(sets[1])) for sets in steps} == {(3, 1)}  # the largest, and one of the smallest
+    assert {(len(sets[0]), len(sets[1])) for sets in steps} == {(3, 1)}
     assert {str(chosen) for sets in steps for chosen in sets[2:]} == {"RG", "RB", "GB", "R", "G", "B"}
-    assert steps != [channel_sets(replace(sandwich, seed=1), step) for step in range(300)]
-    full = replace(Recipe(), schedule=Schedule(channel_sets="full"))
-    assert [str(chosen) for chosen in channel_sets(full, 3)] == ["RGB"]
+    assert steps != [channel_sets(replace(recipe, seed=1), step) for step in range(300)]
+
+
+@pytest.mark.parametrize(("strategy", "groups"), [("sampled", 1), ("mixed", 4)])
+def test_sampling_draws_a_size_first(strategy, groups):
+    steps, _ = steps_of(strategy, groups=4)
+    assert {len(sets) for sets in steps} == {groups}
+    sizes = [len(chosen) for sets in steps for chosen in sets]
+    for size in (1, 2, 3):  # a third each, though there is but one set of size 3
+        assert abs(sizes.count(size) / len(sizes) - 1 / 3) < 0.1
+    assert {str(chosen) for sets in steps for chosen in sets} == {"RGB", "RG", "RB", "GB", "R", "G", "B"}
+
+
+@pytest.mark.parametrize(("strategy", "wanted"), [("full", "RGB"), ("GB", "GB"), ("B", "B")])
+def test_one_set_all_the_time(strategy, wanted):
+    assert {str(chosen) for sets in steps_of(strategy)[0] for chosen in sets} == {wanted}
+
+
+@pytest.mark.parametrize("strategy", ["sandwitch", "RGX", "RR", ""])
+def test_neither_a_strategy_nor_a_set(strategy):
+    with pytest.raises(ConfigError, match=r"--schedule\.channel-sets .*mixed, sampled, full nor a channel set"):
+        Recipe(schedule=Schedule(channel_sets=strategy))
+
+
+def test_distilled_loss_is_cross_entropy_with_two_targets():
+    """Up to the teacher's own entropy, which has no gradient."""
+    logits, teacher = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
+    labels = torch.arange(5)
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    target = 0.25 * teacher.softmax(1) + 0.75 * nn.functional.one_hot(labels, 7)
+    wanted = nn.functional.cross_entropy(logits, target)
+    entropy = torch.distributions.Categorical(logits=teacher).entropy().mean()
+    ours = mix(losses, logits, teacher, 0.25).mean()
+    assert torch.isclose(ours, wanted - 0.25 * entropy)
+    gradients = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (ours, wanted)]
+    assert torch.allclose(*gradients, atol=1e-7)
 
 
 def test_torch_is_seeded_by_the_recipe(fresh_accelerate):

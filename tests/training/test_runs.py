@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -83,6 +84,29 @@ def test_training_learns(tmp_path, program):
     assert program("train", *train_args(folder, tmp_path / "run", *length, *ease)) == 0
     losses = [row["train/loss"] for row in read_metrics(tmp_path / "run") if "train/loss" in row]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_distillation_takes_part_and_leaves_the_norms_alone(data_dir, tmp_path, program, monkeypatch):
+    from training.loop import Trainer
+
+    teach, calls = Trainer._on_all_channels, []
+
+    def watched(self, images):
+        norms = [b.clone() for b in self.model.buffers()]
+        logits = teach(self, images)
+        assert self.model.training
+        assert not logits.requires_grad
+        assert all(torch.equal(a, b) for a, b in zip(norms, self.model.buffers(), strict=True))
+        calls.append(len(images))
+        return logits
+
+    monkeypatch.setattr(Trainer, "_on_all_channels", watched)
+    plain, taught = tmp_path / "plain", tmp_path / "taught"
+    for run, part in ((plain, "0"), (taught, "0.5")):
+        assert program("train", *train_args(data_dir, run, "--schedule.distill", part)) == 0
+    assert calls == [4] * 10  # of two groups of four images the one that lacks channels
+    ours, theirs = weights(taught), weights(plain)
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("moment", ["after", "inside"])
@@ -252,6 +276,35 @@ def launch(ranks: int, *args: object, path: Path = ROOT) -> subprocess.Completed
     command += ["--config_file", "launch/cpu.yaml", "--num_processes", str(ranks), "-m", *map(str, args)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path)}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_a_run_goes_on_from_loose_images_to_packed_ones(data_dir, tmp_path, program, monkeypatch, capsys):
+    """Begun on the images themselves, continued in mid-epoch and evaluated on a packed folder: nothing differs."""
+    from pipelines.packed import pack
+    from training.loop import Trainer
+
+    whole, moved, packed = tmp_path / "whole", tmp_path / "moved", tmp_path / "packed"
+    dali = ("--data.loader", "dali")  # reads while it trains; a resident loader would have all in memory
+    assert program("train", *train_args(data_dir, whole, *dali)) == 0
+    step = Trainer._train_step
+
+    def stop_at_six(self, batch):
+        step(self, batch)
+        if self.step == 6:
+            (moved / "STOP").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", stop_at_six)
+        assert program("train", *train_args(data_dir, moved, *dali)) == 0
+    pack(data_dir, packed)
+    shutil.rmtree(data_dir)
+    assert program("train", *train_args(packed, moved, *dali, "--resume")) == 0
+    assert_same_weights(whole, moved)
+    for run in (whole, moved):
+        assert program("evaluate", run, "--data", packed) == 0
+    ours, theirs = (json.loads((run / "sweep-test.json").read_text()) for run in (whole, moved))
+    assert ours["scores"] == theirs["scores"]
+    assert ours["fingerprint"] == theirs["fingerprint"]
 
 
 def run_ranks(world: int, *args: object, path: Path = ROOT) -> list[subprocess.CompletedProcess]:

@@ -1,0 +1,43 @@
+"""Statistics of norms, taken anew."""
+
+import torch
+from torch import nn
+
+from modeling.channels import ChannelSet
+from pipelines.batch import Batch
+from training.recalibrate import recalibrate
+from training.records import read_record
+from training.runtime import Runtime
+
+
+def batch(images):
+    rows = torch.zeros(len(images), dtype=torch.int64)
+    return Batch(images, rows, torch.ones(len(images), dtype=torch.bool), rows)
+
+
+def test_statistics_are_means_over_the_batches_of_that_set(fresh_accelerate):
+    torch.manual_seed(0)
+    sets = [ChannelSet(("R", "G")), ChannelSet(("B",))]
+    networks = {chosen: nn.Sequential(nn.BatchNorm2d(len(chosen)), nn.ReLU()).eval() for chosen in sets}
+    for network in networks.values():
+        network[0].running_mean.fill_(9)
+    batches = [batch(3 * torch.randn(4, 3, 5, 5) + k) for k in range(3)]
+    recalibrate(networks, ("R", "G", "B"), batches, Runtime())
+    for chosen, network in networks.items():
+        parts = [b.images[:, chosen.indices(("R", "G", "B"))] for b in batches]
+        mean = torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0)
+        var = torch.stack([part.var((0, 2, 3)) for part in parts]).mean(0)
+        assert torch.allclose(network[0].running_mean, mean, atol=1e-5)
+        assert torch.allclose(network[0].running_var, var, atol=1e-5)
+        assert not network[0].training
+        assert network[0].momentum == 0.1
+
+
+def test_evaluation_keeps_both_records(finished_run, program):
+    assert program("evaluate", finished_run) == 0
+    assert program("evaluate", finished_run, "--recalibrate", "24") == 0
+    plain, again = (read_record(finished_run / f"sweep-test{kind}.json") for kind in ("", "-recalibrated"))
+    assert again["name"] == f"{plain['name']}, recalibrated"
+    assert (plain["recalibrated_on"], again["recalibrated_on"]) == (0, 24)
+    assert plain["scores"].keys() == again["scores"].keys()
+    assert any(plain["scores"][name]["nll"] != again["scores"][name]["nll"] for name in plain["scores"])

@@ -1,0 +1,44 @@
+"""Running statistics of a network's norms, taken anew for one channel set.
+
+The body's BatchNorm has one set of statistics, a mixture over all channel sets that it was trained on. A network
+that was specialised to one set may measure its own; whether that helps is a question of the training strategy.
+Source: Yu and Huang, "Universally Slimmable Networks", arXiv 1903.05134, §3.4.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from modeling.channels import ChannelSet, Vocabulary
+from pipelines.batch import Batch
+from training.runtime import Runtime
+
+
+@torch.no_grad()
+def recalibrate(
+    networks: Mapping[ChannelSet, nn.Module], vocabulary: Vocabulary, batches: Iterable[Batch], runtime: Runtime
+) -> None:
+    """Replace the statistics of each network's norms by means over some batches, in place.
+
+    Args:
+        networks: by the channel set that each was specialised to; norms folded into a stem stay as they are.
+        vocabulary: channels of the batches.
+        batches: training images as evaluation sees them, each rank's share; what fills up the last batch counts.
+        runtime: averages over the ranks.
+    """
+    norms = [m for network in networks.values() for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a mean over all batches, each weighing the same
+        norm.train()
+    for batch in runtime.batches(batches):
+        for chosen, network in networks.items():
+            with runtime.autocast():
+                network(chosen.select(batch.images, vocabulary))
+    for network in networks.values():
+        runtime.average_buffers(network)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
