@@ -88,7 +88,7 @@ def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]
     model.to(runtime.device).eval()
     loader, _ = make_loader(recipe.data, samples, runtime, training=False)
     batches = track(loader, len(loader), f"evaluating {run_dir.name}", quiet=not runtime.is_main)
-    sets = ChannelSet.all_of(recipe.model.channels)
+    sets = model.stem.sets()
     networks = specialise(model, sets)
     if job.recalibrate:
         recalibrate(networks, recipe.model.channels, _calibration(recipe, job.recalibrate, runtime), runtime)

@@ -24,6 +24,8 @@ from training.runtime import Runtime
 from training.subsets import channel_sets
 from training.sweep import specialise, sweep
 
+ANNEAL_EPOCHS = 10  # until a stem that attends to its templates does so sharply; as in arXiv 1912.03458
+
 
 class NonFiniteLossError(RuntimeError):
     """The loss is infinite or not a number; the last checkpoint is from before."""
@@ -145,6 +147,7 @@ class Trainer:
         lr = learning_rate(self.recipe.optim, self.step, self.steps, self.steps_per_epoch)
         set_learning_rate(self.optimizer, lr)
         self.model.train()
+        self.runtime.unwrap(self.model).stem.anneal(self.step / (ANNEAL_EPOCHS * self.steps_per_epoch))
         loss = self._loss(batch)
         self.runtime.backward(loss)
         self.optimizer.step()
@@ -242,7 +245,7 @@ class Trainer:
 def mix(losses: Tensor, logits: Tensor, teacher: Tensor, part: float) -> Tensor:
     """Losses of which a part is the Kullback-Leibler divergence from a teacher's answers.
 
-    In-place distillation: Yu and Huang, "Universally Slimmable Networks", arXiv 1903.05134, §3.3.
+    In-place distillation: Yu and Huang, "Universally Slimmable Networks", arXiv 1903.05134.
 
     Args:
         losses: (N,) of the labels.
@@ -254,9 +257,8 @@ def mix(losses: Tensor, logits: Tensor, teacher: Tensor, part: float) -> Tensor:
 
 
 def validate(model: nn.Module, loader: Loader, runtime: Runtime) -> dict[str, Score]:
-    """Score every channel set of the model's vocabulary."""
-    vocabulary = model.stem.vocabulary
-    return sweep(specialise(model, ChannelSet.all_of(vocabulary)), vocabulary, loader, runtime)
+    """Score every channel set that the model takes."""
+    return sweep(specialise(model, model.stem.sets()), model.stem.vocabulary, loader, runtime)
 
 
 def format_scores(scores: dict[str, Score]) -> str:

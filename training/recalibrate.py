@@ -2,7 +2,7 @@
 
 The body's BatchNorm has one set of statistics, a mixture over all channel sets that it was trained on. A network
 that was specialised to one set may measure its own; whether that helps is a question of the training strategy.
-Source: Yu and Huang, "Universally Slimmable Networks", arXiv 1903.05134, §3.4.
+Source: Yu and Huang, "Universally Slimmable Networks", arXiv 1903.05134.
 """
 
 from collections.abc import Iterable, Mapping

@@ -36,7 +36,7 @@ def _mixed(vocabulary: Vocabulary, rng: Random, groups: int) -> list[ChannelSet]
 def _sandwich(vocabulary: Vocabulary, rng: Random, groups: int) -> list[ChannelSet]:
     """Always the largest set and one of the smallest, and random ones between.
 
-    Source: Yu and Huang, "Universally Slimmable Networks", arXiv 1903.05134, §3.2.
+    Source: Yu and Huang, "Universally Slimmable Networks", arXiv 1903.05134.
     """
     single = ChannelSet.sample(vocabulary, rng, largest=1)
     smaller = max(1, len(vocabulary) - 1)  # all channels have their group already

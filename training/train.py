@@ -14,7 +14,6 @@ from typing import IO
 
 import tyro
 
-from modeling.channels import ChannelSet
 from pipelines.batch import Loader
 from pipelines.samples import Samples
 from training.build import first_images, load_training_samples, make_loader, new_model
@@ -141,7 +140,7 @@ def _lock(run_dir: Path) -> IO[str]:
 
 def _introduction(run_dir: Path, trainer: Trainer, reason: str) -> str:
     recipe, runtime, samples = trainer.recipe, trainer.runtime, trainer.train.samples
-    sets = " ".join(map(str, ChannelSet.all_of(recipe.model.channels)))
+    sets = " ".join(map(str, runtime.unwrap(trainer.model).stem.sets()))
     return (
         f"{recipe.name}: {recipe.model.stem} {recipe.model.body} on {runtime.world} × {runtime.device.type}, "
         f"{runtime.precision}; channel sets {sets}\n"

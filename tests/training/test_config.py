@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -169,6 +170,28 @@ def test_one_set_all_the_time(strategy, wanted):
 def test_neither_a_strategy_nor_a_set(strategy):
     with pytest.raises(ConfigError, match=r"--schedule\.channel-sets .*mixed, sampled, full nor a channel set"):
         Recipe(schedule=Schedule(channel_sets=strategy))
+
+
+@pytest.mark.parametrize(
+    ("model", "schedule", "reason"),
+    [
+        ({"stem": "table", "conditioning": False}, {}, "--model.no-conditioning is for --model.stem any-channel"),
+        ({"stem": "slices", "gain": "none"}, {}, "--model.gain none is for --model.stem any-channel"),
+        ({"plain_channels": "RG"}, {}, "--model.plain-channels is for --model.stem plain"),
+        ({"stem": "plain", "plain_channels": "RX"}, {}, "--model.plain-channels RX: unknown channel 'X'"),
+        ({"stem": "plain", "plain_channels": "RG"}, {}, "takes RG alone; add --schedule.channel-sets RG"),
+        ({"stem": "plain"}, {"channel_sets": "RG"}, "takes RGB alone"),
+        ({}, {"distill": 1.5}, "--schedule.distill 1.5 must lie in"),
+    ],
+)
+def test_rivals_refuse_what_does_not_concern_them(model, schedule, reason):
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        Recipe(model=Model(**model), schedule=Schedule(**schedule))
+
+
+def test_an_expert_is_a_plain_stem_on_one_set():
+    Recipe(model=Model(stem="plain", plain_channels="RG"), schedule=Schedule(channel_sets="RG"))
+    Recipe(model=Model(stem="plain"), schedule=Schedule(channel_sets="full"))
 
 
 def test_distilled_loss_is_cross_entropy_with_two_targets():

@@ -86,6 +86,27 @@ def test_training_learns(tmp_path, program):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--model.stem", "attention"),
+        ("--model.stem", "zero-fill", "--schedule.channel-sets", "mixed"),
+        ("--model.stem", "plain", "--model.plain-channels", "GB", "--schedule.channel-sets", "GB"),
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_rivals_train_and_are_evaluated_on_the_sets_they_take(data_dir, tmp_path, program, flags):
+    run = tmp_path / "run"
+    assert program("train", *train_args(data_dir, run, *flags, "--schedule.eval-epochs", "2")) == 0
+    assert program("evaluate", run) == 0
+    record = json.loads((run / "sweep-test.json").read_text())
+    sets = ["GB"] if "plain" in flags else ["RGB", "RG", "RB", "GB", "R", "G", "B"]
+    assert list(record["scores"]) == list(record["cost"]["sets"]) == sets
+    if "attention" in flags:  # annealed over ten epochs, of which two are over but for a step
+        temperature = weights(run)["stem.temperature"].item()
+        assert temperature == pytest.approx(30 - 29 * 9 / 50)
+
+
 def test_distillation_takes_part_and_leaves_the_norms_alone(data_dir, tmp_path, program, monkeypatch):
     from training.loop import Trainer
 
