@@ -386,7 +386,7 @@ def convolve_each(x: Tensor, attention: Tensor, kernels: Tensor, stride: int) ->
         stride: of the convolution; padding is half the kernel.
     """
     with torch.autocast(x.device.type, enabled=False):
-        mixed = attention @ kernels.flatten(1)  # N×(O·C·k·k)
+        mixed = attention.float() @ kernels.flatten(1)  # N×(O·C·k·k)
     count, planes, height, width = x.shape
     weight = mixed.view(-1, planes, *kernels.shape[-2:])  # (N·O)×C×k×k
     if not torch.is_autocast_enabled(x.device.type):  # autocast casts by itself, from float32

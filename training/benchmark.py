@@ -1,4 +1,5 @@
-"""Measure speed as ratios taken in one run: `python -m training.benchmark loader --data DIR [--record FILE]`
+"""Measure speed as ratios taken in one run: `python -m training.benchmark loader --data DIR [--record FILE]`,
+`python -m training.benchmark stem`.
 
 Nothing here gates a test, since a ratio depends on the machine. What README and docs claim comes from records
 made by it.
@@ -9,17 +10,19 @@ import sys
 import tyro
 
 from training.benchmarks.loader import LoaderBenchmark
+from training.benchmarks.stem import StemBenchmark
 from training.cli import run_program
 
-SUBJECTS = {"loader": LoaderBenchmark}
+Job = LoaderBenchmark | StemBenchmark
+SUBJECTS = {"loader": LoaderBenchmark, "stem": StemBenchmark}
 
 
-def main(job: LoaderBenchmark) -> None:
+def main(job: Job) -> None:
     """Run a benchmark."""
     job.run()
 
 
-def parse(args: list[str] | None = None) -> LoaderBenchmark:
+def parse(args: list[str] | None = None) -> Job:
     """The benchmark that the command line describes."""
     return tyro.extras.subcommand_cli_from_dict(SUBJECTS, args=args, prog="python -m training.benchmark")
 

@@ -67,6 +67,18 @@ def trained(name: str, **shape) -> Stem:
 
 
 @pytest.mark.parametrize("name", EVERY)
+def test_both_run_in_mixed_precision(name):
+    stem = trained(name)
+    for chosen in stem.sets():
+        x = torch.randn(2, len(chosen), 16, 16)
+        exact = stem(x, chosen)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = [stem(x, chosen), stem.materialize(chosen)(x)]
+        for y in rough:
+            assert (y.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("shape", [(1, 7, 7), (3, 16, 11), (2, 13, 40)])
 def test_materialized_stem_computes_the_same_on_every_set(name, shape):
     stem = trained(name)

@@ -47,6 +47,17 @@ def test_a_folder_without_images_is_one_line(tmp_path, program, capsys):
     assert f"{tmp_path}: no images" in capsys.readouterr().err
 
 
+def test_stems_are_compared_with_an_ordinary_network(tmp_path, program):
+    file = tmp_path / "stem.json"
+    options = ("--body", "resnet18", "--size", "32", "--batch-size", "2", "--rounds", "1", "--seconds", "0.01")
+    assert program("benchmark", "stem", *options, "--stems", "any-channel", "attention", "--record", file) == 0
+    record = read_record(file)
+    assert len(record["parts"]) == 3
+    for part in record["parts"].values():
+        assert list(part["rates"]) == ["plain", "any-channel", "attention"]
+        assert min(rates[0] for rates in part["rates"].values()) > 0
+
+
 def test_ratios_are_taken_within_a_round():
     """A machine that slows down for a round moves the rates, not the ratios."""
     rates = {"a": [100.0, 10.0, 100.0], "b": [200.0, 20.0, 300.0]}
