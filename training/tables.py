@@ -137,6 +137,32 @@ def _rate(record: dict[str, Any], name: str) -> str:
     return f"{row['images_per_s']['median']:,.0f} ({ratio['median']:.2f}, {ratio['min']:.2f}–{ratio['max']:.2f})"
 
 
+def stem_rows(records: Records) -> Rows:
+    """Per record and stem: how much longer than an ordinary network's everything takes."""
+    kinds = list(records[0]["parts"])
+    rows = [["time ÷ plain", *kinds]]
+    for record in records:
+        for name in record["settings"]["stems"]:
+            ratios = [record["parts"][kind]["summary"][name]["ratio"] for kind in kinds]
+            cells = [f"{1 / r['median']:.2f} ({1 / r['max']:.2f}–{1 / r['min']:.2f})" for r in ratios]
+            rows.append([f"{name} {record['name']}", *cells])
+    return rows
+
+
+def stem_note(records: Records) -> str:
+    """What a reader must know to read the table of stems."""
+    about = [
+        f"{r['name']} at {r['settings']['size']} px, {r['settings']['batch_size']} images, {r['precision']}, "
+        f"{r['settings']['rounds']} rounds of {r['settings']['seconds']:g} s on {r['provenance']['hardware']}, "
+        f"at commit {r['provenance']['commit'][:12]}"
+        for r in records
+    ]
+    return (
+        "Median with smallest and largest value over rounds in which all took turns in one process, by the time "
+        f"of an ordinary network on RGB: {'; '.join(about)}."
+    )
+
+
 def markdown_table(rows: Rows) -> str:
     """A table as Markdown."""
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
@@ -144,4 +170,8 @@ def markdown_table(rows: Rows) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
-_TABLES = {"sweep": (accuracy_rows, accuracy_note), "benchmark loader": (loader_rows, loader_note)}
+_TABLES = {
+    "sweep": (accuracy_rows, accuracy_note),
+    "benchmark loader": (loader_rows, loader_note),
+    "benchmark stem": (stem_rows, stem_note),
+}

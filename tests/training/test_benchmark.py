@@ -5,7 +5,7 @@ import pytest
 from training.benchmarks.harness import measure, summary
 from training.benchmarks.loader import PLAIN
 from training.records import read_record
-from training.tables import loader_rows, results
+from training.tables import loader_rows, results, stem_rows
 
 QUICK = ("--size", "32", "--batch-size", "8", "--rounds", "2", "--seconds", "0.01", "--threads", "1")
 
@@ -56,6 +56,11 @@ def test_stems_are_compared_with_an_ordinary_network(tmp_path, program):
     for part in record["parts"].values():
         assert list(part["rates"]) == ["plain", "any-channel", "attention"]
         assert min(rates[0] for rates in part["rates"].values()) > 0
+    ours = record["parts"]["training step"]["rates"]
+    _, row, _ = stem_rows([record])
+    assert row[0] == "any-channel resnet18"
+    assert row[1].startswith(f"{ours['plain'][0] / ours['any-channel'][0]:.2f} (")  # time, not speed
+    assert record["provenance"]["commit"][:12] in results([record])
 
 
 def test_ratios_are_taken_within_a_round():

@@ -116,7 +116,7 @@ def test_updating_a_readme_changes_only_what_stands_between_the_markers(evaluate
     assert "no place for results" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/data.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/data.md", "docs/report.md"])
 def test_tables_of_the_documents_are_those_of_their_records(document):
     """Whoever changes a record or the report runs `python -m training.report --update DOCUMENT`."""
     assert updated(ROOT / document) == (ROOT / document).read_text()
