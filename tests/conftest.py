@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from images import write_images
+
+# A busy machine is no failure: hypothesis would call an example that took 200 ms one.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
