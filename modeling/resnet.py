@@ -1,4 +1,4 @@
-"""ResNet-18 and -34 on any stem. The body is torchvision's own, so results compare with everybody's.
+"""ResNet-10, -18 and -34 on any stem. The body is torchvision's own, so results compare with everybody's.
 
 Source: He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385.
 """
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import resnet18, resnet34
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from modeling.channels import ChannelSet
 from modeling.dynamic_conv import Channels
 from modeling.stems import Stem
 
 STEM_FEATURES, STEM_KERNEL, STEM_STRIDE = 64, 7, 2
-_NETWORKS = {"resnet18": resnet18, "resnet34": resnet34}
+_BLOCKS = {"resnet10": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}  # in each of four stages
 
 
 class ChannelNet(nn.Module):
@@ -55,10 +55,10 @@ def resnet_body(name: str, classes: int) -> nn.Sequential:
     """Everything of a ResNet behind its first norm: N×64×H×W → N×classes.
 
     Args:
-        name: "resnet18" or "resnet34".
+        name: "resnet10", "resnet18" or "resnet34".
         classes: number of logits.
     """
-    network = _NETWORKS[name](num_classes=classes)
+    network = ResNet(BasicBlock, _BLOCKS[name], num_classes=classes)
     parts = ("relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool")
     layers = OrderedDict((part, getattr(network, part)) for part in parts)
     return nn.Sequential(layers | OrderedDict(flatten=nn.Flatten(1), fc=network.fc))

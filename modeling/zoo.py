@@ -18,7 +18,7 @@ from modeling.rivals import (
 )
 from modeling.stems import AnyChannelStem, Gain, Norm, Stem, ZeroFillStem
 
-BodyName = Literal["resnet18", "resnet34"]
+BodyName = Literal["resnet10", "resnet18", "resnet34"]
 StemName = Literal[
     "any-channel",
     "zero-fill",
