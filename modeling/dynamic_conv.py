@@ -304,6 +304,10 @@ class SubsetBatchNorm2d(nn.Module):
         """Which row of the tables a channel set uses."""
         if self.by_size:  # described channels can make a set larger than the vocabulary
             return min(len(channels), len(self.vocabulary)) - 1
+        if unknown := set(channels) - set(self.vocabulary):
+            raise ValueError(
+                f"channel {unknown.pop()!r} has been described since: no norm but one by size has its sets"
+            )
         return channels.mask(self.vocabulary) - 1
 
     def forward(self, x: Tensor, channels: ChannelSet) -> Tensor:

@@ -35,20 +35,15 @@ class ChannelNet(nn.Module):
             channels: the channel set of x, or one for each group; all channels if None.
         """
         if isinstance(x, Tensor):
-            return self.body(self.stem(x, self._parse(channels)))
-        features = self.stem.groups(x, [self._parse(chosen) for chosen in channels])
+            return self.body(self.stem(x, self.stem.parse(channels)))
+        features = self.stem.groups(x, [self.stem.parse(chosen) for chosen in channels])
         return self.body(features.contiguous(memory_format=torch.channels_last))
 
     def materialize(self, channels: Channels = None) -> nn.Sequential:
         """The network for one channel set with a plain stem, in inference mode; it shares no memory with this."""
-        stem = self.stem.materialize(self._parse(channels))
+        stem = self.stem.materialize(self.stem.parse(channels))
         plain = nn.Sequential(OrderedDict(stem=stem, body=copy.deepcopy(self.body)))
         return plain.eval().requires_grad_(False)
-
-    def _parse(self, channels: Channels) -> ChannelSet:
-        if channels is None:
-            return ChannelSet.full(self.stem.vocabulary)
-        return ChannelSet.parse(channels, self.stem.vocabulary)
 
 
 def resnet_body(name: str, classes: int) -> nn.Sequential:

@@ -6,7 +6,7 @@ naive control; what else must be beaten stands in `modeling.rivals`.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modeling.channels import ChannelSet, Vocabulary
-from modeling.dynamic_conv import ChannelConv2d, SubsetBatchNorm2d
+from modeling.dynamic_conv import ChannelConv2d, Channels, Descriptor, SubsetBatchNorm2d
 
-Norm = Literal["per-set", "shared"]
+Norm = Literal["per-set", "per-size", "shared"]
 Gain = Literal["sqrt", "linear", "none"]
 
 
@@ -66,6 +66,24 @@ class Stem(nn.Module, ABC):
         """All channel sets that the stem takes, largest first."""
         return ChannelSet.all_of(self.vocabulary)
 
+    def parse(self, channels: Channels = None) -> ChannelSet:
+        """The channel set that a user named, all of the vocabulary if None.
+
+        Raises:
+            ValueError: empty, a channel given twice, or one that the stem does not know.
+        """
+        return (
+            ChannelSet.full(self.vocabulary) if channels is None else ChannelSet.parse(channels, self.vocabulary)
+        )
+
+    def describe(self, name: str, descriptor: Descriptor) -> None:
+        """Make a channel outside the vocabulary known, where a stem makes kernels from descriptors.
+
+        Raises:
+            ValueError: it does not.
+        """
+        raise ValueError(f"{type(self).__name__} knows {ChannelSet(self.vocabulary)} only, not {name!r}")
+
     def anneal(self, progress: float) -> None:
         """Called before each training step with the part of the annealing that is over, 0 to 1 and beyond.
 
@@ -87,7 +105,8 @@ class KernelStem(Stem):
     Args:
         vocabulary: channels that the stem knows.
         out_channels, kernel_size, stride: as in `nn.Conv2d`; padding is half the kernel.
-        norm: "per-set" keeps gain, shift and statistics for every channel set, "shared" is one BatchNorm for all.
+        norm: "per-set" keeps gain, shift and statistics for every channel set, "per-size" for all sets of one size
+            together, so that it has some for sets that training never saw; "shared" is one BatchNorm for all.
     """
 
     def __init__(
@@ -95,8 +114,11 @@ class KernelStem(Stem):
     ) -> None:
         super().__init__()
         self.vocabulary, self.stride = vocabulary, stride
-        per_set = norm == "per-set"
-        self.norm = SubsetBatchNorm2d(vocabulary, out_channels) if per_set else SharedBatchNorm2d(out_channels)
+        self.norm = (
+            SharedBatchNorm2d(out_channels)
+            if norm == "shared"
+            else SubsetBatchNorm2d(vocabulary, out_channels, by_size=norm == "per-size")
+        )
 
     def convolve(self, x: Tensor, channels: ChannelSet) -> Tensor:
         """Convolve with the set's kernel, without the norm."""
@@ -125,6 +147,7 @@ class AnyChannelStem(KernelStem):
         conditioning: whether a channel's kernel depends on the others that are there; if not, A(c, S) = A0[c].
         gain: (C0/|S|)^p with p = ½ ("sqrt", which keeps the variance), 1 ("linear") or 0 ("none"). A norm per set
             undoes any of them but for the size of training steps, so compare them behind a shared norm.
+        descriptors: of each channel of the vocabulary, see `ChannelConv2d`; ids are learned if None.
     """
 
     def __init__(
@@ -138,6 +161,7 @@ class AnyChannelStem(KernelStem):
         norm: Norm = "per-set",
         conditioning: bool = True,
         gain: Gain = "sqrt",
+        descriptors: Mapping[str, Descriptor] | None = None,
     ) -> None:
         super().__init__(vocabulary, out_channels, kernel_size, stride, norm)
         self.gain = gain
@@ -148,11 +172,20 @@ class AnyChannelStem(KernelStem):
             stride,
             padding=kernel_size // 2,
             bias=False,
+            descriptors=descriptors,
             templates=templates,
         )
         if not conditioning:  # h starts at zero, and stays there
             for name, parameter in self.conv.named_parameters():
                 parameter.requires_grad_(name in ("templates", "mixing"))
+
+    def parse(self, channels: Channels = None) -> ChannelSet:
+        """The channel set that a user named; described channels are known too."""
+        return self.conv.parse(channels)
+
+    def describe(self, name: str, descriptor: Descriptor) -> None:
+        """Make a channel outside the vocabulary known by its descriptor, see `ChannelConv2d.describe`."""
+        self.conv.describe(name, descriptor)
 
     def kernel(self, channels: ChannelSet) -> Tensor:
         """The generated kernel, O×|S|×k×k, with this stem's gain in place of the convolution's own √(C0/|S|)."""

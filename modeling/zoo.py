@@ -1,10 +1,11 @@
 """Name → model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from modeling.channels import parse_names
+from modeling.dynamic_conv import Descriptor
 from modeling.resnet import STEM_FEATURES, STEM_KERNEL, STEM_STRIDE, ChannelNet, resnet_body
 from modeling.rivals import (
     AttentionStem,
@@ -40,8 +41,8 @@ class StemOptions:
     Attributes:
         templates: of any-channel and attention.
         fill: of zero-fill, in normalised units.
-        norm: "per-set" or "shared", of all but zero-fill, zero-fill-rescaled, repeat and plain, which share one.
-        conditioning, gain: of any-channel, see there.
+        norm: of all but zero-fill, zero-fill-rescaled, repeat and plain, which share one.
+        conditioning, gain, descriptors: of any-channel, see there.
         channels: of plain, the one set that it takes; all of the vocabulary if None.
     """
 
@@ -50,12 +51,18 @@ class StemOptions:
     norm: Norm = "per-set"
     conditioning: bool = True
     gain: Gain = "sqrt"
+    descriptors: Mapping[str, Descriptor] | None = None
     channels: str | Sequence[str] | None = None
 
 
 _STEMS: dict[StemName, Callable[[tuple, StemOptions], Stem]] = {
     "any-channel": lambda shape, o: AnyChannelStem(
-        *shape, templates=o.templates, norm=o.norm, conditioning=o.conditioning, gain=o.gain
+        *shape,
+        templates=o.templates,
+        norm=o.norm,
+        conditioning=o.conditioning,
+        gain=o.gain,
+        descriptors=o.descriptors,
     ),
     "zero-fill": lambda shape, o: ZeroFillStem(*shape, fill=o.fill),
     "zero-fill-rescaled": lambda shape, o: RescaledZeroFillStem(*shape),

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines import crops, sharding
+from pipelines import crops, sharding, spectral
 from pipelines.errors import DataError
 from pipelines.samples import Samples
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # per channel R, G, B, of pixels scaled to 0 … 1
 IMAGENET_STD = (0.229, 0.224, 0.225)
+RGB = ("R", "G", "B")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Batch:
     """What a loader yields; every tensor is on the loader's device.
 
     Attributes:
-        images: N×3×H×W, normalised, in channels_last memory, float32 or float16.
+        images: N×C×H×W, normalised, in channels_last memory, float32 or float16.
         labels: N, int64.
         valid: N, bool; false on padding rows, which count for nothing.
         ids: N, int64, index of each sample in the manifest.
@@ -43,6 +44,7 @@ class View:
         seed: of order, crops and flips.
         scale: smallest part of the area that a random crop may keep.
         half: yield float16 instead of float32.
+        channels: what the images shall show: R, G, B, or wavelengths, see `pipelines.spectral`.
     """
 
     size: int
@@ -50,6 +52,7 @@ class View:
     seed: int = 0
     scale: float = 0.25
     half: bool = False
+    channels: tuple[str, ...] = RGB
 
     def windows(self, sizes: np.ndarray, positions: np.ndarray, epoch: int) -> crops.Windows:
         """The crop window of each sample."""
@@ -111,7 +114,7 @@ class Loader(ABC):
 
     @abstractmethod
     def _decode(self, work: Iterator[Work]) -> Iterator[Tensor]:
-        """Turn each piece of work into images as `Batch` wants them, in order."""
+        """Turn each piece of work into images as `Batch` wants them, in order, with the channels R, G, B."""
 
     def __len__(self) -> int:
         """Batches left in this epoch, the same on every rank."""
@@ -126,7 +129,7 @@ class Loader(ABC):
             self.position += self.batch_size * self.world
             ids = torch.from_numpy(share.ids)
             rows = [t.to(self.device) for t in (labels[ids], torch.from_numpy(share.valid), ids)]
-            yield Batch(images, *rows)
+            yield Batch(self._mixed(images), *rows)
         self.epoch, self.position = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int | str]:
@@ -160,6 +163,10 @@ class Loader(ABC):
         global_batch = self.batch_size * self.world
         for batch in range(len(self)):
             yield sharding.share(order, self.position + batch * global_batch, self.rank, self.batch_size)
+
+    def _mixed(self, images: Tensor) -> Tensor:
+        """Images with the channels that the view wants."""
+        return images if self.view.channels == RGB else spectral.mix(images, spectral.weights(self.view.channels))
 
     def _windows(self, share: sharding.Share) -> crops.Windows:
         return self.view.windows(self.samples.sizes[share.ids], share.positions, self.epoch)

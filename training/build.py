@@ -6,9 +6,11 @@ import sys
 import torch
 from torch import Tensor
 
+from modeling.channels import Vocabulary
 from modeling.resnet import ChannelNet
 from modeling.zoo import build_model
-from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, Decoding, Loader, View
+from pipelines import spectral
+from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, RGB, Decoding, Loader, View
 from pipelines.build import build_loader
 from pipelines.errors import DataError
 from pipelines.integrity import scan, scan_splits
@@ -51,7 +53,14 @@ def _manifest(data: Data, split: str) -> Manifest:
 
 
 def make_loader(
-    data: Data, samples: Samples, runtime: Runtime, *, training: bool, passes: int = 1, seed: int = 0
+    data: Data,
+    samples: Samples,
+    runtime: Runtime,
+    *,
+    training: bool,
+    channels: Vocabulary = RGB,
+    passes: int = 1,
+    seed: int = 0,
 ) -> tuple[Loader, str]:
     """The loader of this rank, and a line that says which it is and why.
 
@@ -70,7 +79,7 @@ def make_loader(
     return build_loader(
         data.loader,
         samples,
-        View(size=data.size, training=training, seed=seed, scale=data.scale, half=half),
+        View(size=data.size, training=training, seed=seed, scale=data.scale, half=half, channels=channels),
         data.batch_size // runtime.world if training else data.batch_size,
         runtime.device,
         runtime.rank,
@@ -85,27 +94,44 @@ def cpu_threads() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def first_images(data: Data, samples: Samples, count: int = 6) -> Tensor:
-    """The first images of a split as evaluation sees them, count×3×H×W on the CPU."""
-    view = View(size=data.size, training=False)
+def first_images(data: Data, samples: Samples, channels: Vocabulary = RGB, count: int = 6) -> Tensor:
+    """The first images of a split as evaluation sees them, count×C×H×W on the CPU."""
+    view = View(size=data.size, training=False, channels=channels)
     loader, _ = build_loader("auto", samples, view, min(count, len(samples)), torch.device("cpu"))
     return next(iter(loader)).images
 
 
 def new_model(settings: Model, classes: int) -> ChannelNet:
     """The network that a recipe describes, with fresh weights."""
-    fill = 0.0
-    if settings.fill == "black":
-        fill = [-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
     return build_model(
         settings.body,
         settings.stem,
         settings.vocabulary,
         classes,
         templates=settings.templates,
-        fill=fill,
+        fill=_black(settings.channels) if settings.fill == "black" else 0.0,
         norm=settings.norm,
         conditioning=settings.conditioning,
         gain=settings.gain,
+        descriptors=_descriptors(settings.channels) if settings.embedding == "wavelengths" else None,
         channels=settings.plain_channels,
     )
+
+
+def descriptor(channel: str) -> float:
+    """What a network that goes by wavelengths knows a channel by: its wavelength in µm.
+
+    Raises:
+        ValueError: images give no such channel.
+    """
+    return spectral.wavelength(channel) / 1000
+
+
+def _descriptors(channels: Vocabulary) -> dict[str, float]:
+    return {channel: descriptor(channel) for channel in channels}
+
+
+def _black(channels: Vocabulary) -> list[float]:
+    """What a black image has in each channel, in normalised units."""
+    black = torch.tensor([-mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)])
+    return (spectral.weights(channels) @ black).tolist()

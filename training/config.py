@@ -14,6 +14,7 @@ import yaml
 from modeling.channels import ChannelSet, Vocabulary, parse_names
 from modeling.stems import Gain, Norm
 from modeling.zoo import BodyName, StemName
+from pipelines import spectral
 from pipelines.build import LoaderName
 from pipelines.errors import DataError
 from pipelines.files import write_atomically
@@ -92,14 +93,18 @@ class Model:
     stem: StemName = "any-channel"
     """How channel sets are taken in; zero-fill is the naive control, modeling/rivals.py describes the others."""
     vocabulary: str = "RGB"
-    """Channels that the model knows."""
+    """Channels that the model knows: R, G, B, or synthetic bands named by their wavelength in nm, as in
+    450+530+610 (see pipelines/spectral.py)."""
     templates: int = 8
     """Kernel templates per filter of the any-channel and attention stems."""
     fill: Literal["black", "mean"] = "black"
     """What the zero-fill stem puts for a missing channel: a black image, or the channel's mean."""
     norm: Norm = "per-set"
-    """BatchNorm of the stem: one per channel set, or one shared by all; zero-fill, zero-fill-rescaled, repeat and
-    plain always share."""
+    """BatchNorm of the stem: one per channel set; one per number of channels, which serves sets that training
+    never saw; or one shared by all. Zero-fill, zero-fill-rescaled, repeat and plain always share one."""
+    embedding: Literal["ids", "wavelengths"] = "ids"
+    """What the any-channel stem makes a channel's kernel from: something learned for each, or a function of its
+    wavelength, so that it takes channels that training never saw."""
     conditioning: bool = True
     """Whether the any-channel stem's kernel for a channel depends on the other channels that are there."""
     gain: Gain = "sqrt"
@@ -108,14 +113,22 @@ class Model:
     """The one channel set that the plain stem takes, e.g. RG; all channels by default."""
 
     def __post_init__(self) -> None:
-        if parse_names(self.vocabulary) != ("R", "G", "B"):
-            raise ConfigError(f"--model.vocabulary {self.vocabulary}: image files give RGB only, for now")
+        try:
+            spectral.weights(self.channels)
+        except ValueError as error:
+            raise ConfigError(f"--model.vocabulary {self.vocabulary}: {error}") from None
         if self.templates < 1:
             raise ConfigError(f"--model.templates {self.templates} must be at least 1")
-        if self.stem != "any-channel" and not (self.conditioning and self.gain == "sqrt"):
-            flag = f"gain {self.gain}" if self.conditioning else "no-conditioning"
-            raise ConfigError(f"--model.{flag} is for --model.stem any-channel, not {self.stem}; leave it out")
+        self._check_flags_of_stems()
         self._check_plain_channels()
+
+    def _check_flags_of_stems(self) -> None:
+        """Refuse what this stem would ignore."""
+        flags = {"no-conditioning": not self.conditioning, "embedding wavelengths": self.embedding != "ids"}
+        flags[f"gain {self.gain}"] = self.gain != "sqrt"
+        for flag, given in flags.items():
+            if given and self.stem != "any-channel":
+                raise ConfigError(f"--model.{flag} is for --model.stem any-channel, not {self.stem}; leave it out")
 
     def _check_plain_channels(self) -> None:
         if self.plain_channels is None:
@@ -169,7 +182,8 @@ class Schedule:
     channel_sets: str = "sandwich"
     """Channel sets of a training batch. sandwich: a group with all channels, one with a single channel, and
     groups with random sets; mixed: groups with random sets; sampled: one random set for the whole batch; full: all
-    channels only; or one set such as RG, which trains a dedicated expert."""
+    channels only; or the sets themselves, as in "RG B", of which each group gets one: one alone trains a dedicated
+    expert."""
     groups: int = 4
     """Groups of a sandwich or mixed batch, each with a channel set of its own; 2 or more."""
     distill: float = 0.0
@@ -224,11 +238,13 @@ class Recipe:
         if wanted in STRATEGIES:
             return
         try:
-            ChannelSet.parse(wanted, self.model.channels)
+            named = [ChannelSet.parse(name, self.model.channels) for name in wanted.split()]
         except ValueError as error:
             raise ConfigError(
-                f"--schedule.channel-sets {wanted}: neither {', '.join(STRATEGIES)} nor a channel set ({error})"
+                f"--schedule.channel-sets {wanted}: neither {', '.join(STRATEGIES)} nor channel sets ({error})"
             ) from None
+        if not named or len(set(named)) < len(named):
+            raise ConfigError(f"--schedule.channel-sets {wanted!r}: name one set or more, each of them once")
 
 
 def save_recipe(recipe: Recipe, file: Path) -> None:

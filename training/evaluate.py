@@ -14,22 +14,24 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
-from modeling.channels import ChannelSet
+from modeling.channels import ChannelSet, Vocabulary, parse_names
 from modeling.cost import channel_cost, count_parameters
 from modeling.resnet import ChannelNet
 from pipelines.batch import Loader
 from pipelines.errors import DataError
 from pipelines.progress import track
-from training.build import load_samples, make_loader, new_model
+from training.build import descriptor, load_samples, make_loader, new_model
 from training.checkpoint import load_weights
 from training.cli import run_program
-from training.config import Recipe, load_recipe, to_dict
-from training.metrics import Score
+from training.config import ConfigError, Recipe, load_recipe, to_dict
+from training.metrics import Score, to_hex
 from training.monitor import read_metrics
 from training.recalibrate import recalibrate
 from training.records import provenance, write_record
 from training.runtime import Runtime
+from training.subsets import trained_sets
 from training.sweep import specialise, sweep
 
 
@@ -45,6 +47,11 @@ class Evaluation:
     """Folder of the lists, where it has moved since the training."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """fp32 gives the same counts on any number of ranks; bf16 is faster, and near-ties may fall otherwise."""
+    channel_sets: tuple[str, ...] = ()
+    """Which channel sets, e.g. RG B or 450+530 475; by default all that the model takes."""
+    unknown: Literal["describe", "nearest"] = "describe"
+    """Bands that the model was not trained on: let it make their kernels from their wavelengths, or take each for
+    the nearest band that it knows."""
     recalibrate: int = 0
     """Take the norms' statistics anew for each channel set, over this many training images; writes
     sweep-SPLIT-recalibrated.json."""
@@ -54,7 +61,13 @@ class Evaluation:
     @property
     def record(self) -> str:
         """Name of the record in the run directory."""
-        return f"sweep-{self.split}{'-recalibrated' if self.recalibrate else ''}.json"
+        words = ["sweep", self.split, *(["chosen"] if self.channel_sets else []), *self.modifiers]
+        return "-".join(words) + ".json"
+
+    @property
+    def modifiers(self) -> list[str]:
+        """What was done to the model before."""
+        return ["nearest"] * (self.unknown == "nearest") + ["recalibrated"] * bool(self.recalibrate)
 
 
 def main(job: Evaluation) -> None:
@@ -86,27 +99,30 @@ def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]
     model = new_model(recipe.model, classes)
     model.load_state_dict(weights)
     model.to(runtime.device).eval()
-    loader, _ = make_loader(recipe.data, samples, runtime, training=False)
+    networks, stand_ins = _networks(model, job)
+    channels = tuple(dict.fromkeys([*recipe.model.channels, *(name for chosen in networks for name in chosen)]))
+    loader, _ = make_loader(recipe.data, samples, runtime, training=False, channels=channels)
     batches = track(loader, len(loader), f"evaluating {run_dir.name}", quiet=not runtime.is_main)
-    sets = model.stem.sets()
-    networks = specialise(model, sets)
     if job.recalibrate:
-        recalibrate(networks, recipe.model.channels, _calibration(recipe, job.recalibrate, runtime), runtime)
+        recalibrate(networks, channels, _calibration(recipe, job.recalibrate, channels, runtime), runtime)
     start = time.perf_counter()
-    scores = sweep(networks, recipe.model.channels, batches, runtime)
+    result = sweep(networks, channels, batches, len(samples), runtime)
     seconds = time.perf_counter() - start
-    if any(score.n != len(samples) for score in scores.values()):
-        raise RuntimeError(f"counted {[score.n for score in scores.values()]} of {len(samples)} images")
+    if any(score.n != len(samples) for score in result.scores.values()):
+        raise RuntimeError(f"counted {[score.n for score in result.scores.values()]} of {len(samples)} images")
     return {
         "kind": "sweep",
-        "name": f"{recipe.name}, recalibrated" if job.recalibrate else recipe.name,
+        "name": ", ".join([recipe.name, *job.modifiers]),
         "recalibrated_on": job.recalibrate,
+        "stand_ins": stand_ins,
         "split": job.split,
         "images": len(samples),
         "quarantined": len(samples.quarantined),
         "fingerprint": {"train": metadata["train_fingerprint"], job.split: samples.fingerprint},
-        "scores": {name: _score_row(score) for name, score in scores.items()},
-        "cost": _cost(model, recipe, sets),
+        "scores": {name: _score_row(score) for name, score in result.scores.items()},
+        "right": {name: to_hex(row) for name, row in result.right.items()},
+        "trained_on": [str(chosen) for chosen in trained_sets(recipe)],
+        "cost": _cost(model, recipe, [] if stand_ins else list(networks)),
         "seconds": {"train": float(metadata["seconds"]), "sweep": seconds},
         "processes": {"train": int(metadata["processes"]), "sweep": runtime.world},
         "precision": {"train": metadata["precision"], "sweep": runtime.precision},
@@ -118,11 +134,39 @@ def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]
     }
 
 
-def _calibration(recipe: Recipe, images: int, runtime: Runtime) -> Loader:
+def _networks(model: ChannelNet, job: Evaluation) -> tuple[dict[ChannelSet, nn.Module], dict[str, str]]:
+    """A network for each channel set to score, and what each band that the model does not know is taken for.
+
+    Raises:
+        ConfigError: a channel that images do not give, or that this model cannot take.
+    """
+    known, stand_ins = model.stem.vocabulary, {}
+    try:
+        sets = [ChannelSet(_names(text, known)) for text in job.channel_sets] or model.stem.sets()
+        for name in dict.fromkeys(name for chosen in sets for name in chosen if name not in known):
+            if job.unknown == "nearest":
+                stand_ins[name] = min(known, key=lambda other: abs(descriptor(other) - descriptor(name)))
+            else:
+                model.stem.describe(name, descriptor(name))
+        return specialise(model, sets, stand_ins), stand_ins
+    except ValueError as error:
+        raise ConfigError(
+            f"--channel-sets {' '.join(job.channel_sets)}: {error}; bands that training never saw need a model "
+            "of --model.embedding wavelengths and --model.norm per-size, or --unknown nearest here"
+        ) from None
+
+
+def _names(text: str, known: Vocabulary) -> tuple[str, ...]:
+    """`RG` is R and G, where those are known; `475` is one band."""
+    one_channel = "+" not in text and any(letter not in known for letter in text)
+    return (text,) if one_channel else ChannelSet(parse_names(text)).names
+
+
+def _calibration(recipe: Recipe, images: int, channels: Vocabulary, runtime: Runtime) -> Loader:
     """Random training images, looked at as in evaluation."""
     samples = load_samples(recipe.data, "train", runtime)
     chosen = np.random.default_rng(recipe.seed).permutation(len(samples))[:images]
-    return make_loader(recipe.data, samples.take(chosen), runtime, training=False)[0]
+    return make_loader(recipe.data, samples.take(chosen), runtime, training=False, channels=channels)[0]
 
 
 def _score_row(score: Score) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from training.comparison import all_sets
+
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and scales with the page
@@ -22,16 +24,17 @@ def accuracy_by_set(records: Sequence[dict[str, Any]]) -> str:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         axes = figure.add_subplot()
-        names = list(records[0]["scores"])
+        names = all_sets(records)
         width = 0.8 / len(records)
         for i, record in enumerate(records):
-            rows = [record["scores"][name] for name in names]
+            taken = [x for x, name in enumerate(names) if name in record["scores"]]  # an expert takes one set
+            rows = [record["scores"][names[x]] for x in taken]
             heights = [100 * row["accuracy"] for row in rows]
             errors = [
                 [100 * (row["accuracy"] - row["low"]) for row in rows],
                 [100 * (row["high"] - row["accuracy"]) for row in rows],
             ]
-            places = [x + (i - (len(records) - 1) / 2) * width for x in range(len(names))]
+            places = [x + (i - (len(records) - 1) / 2) * width for x in taken]
             axes.bar(
                 places,
                 heights,

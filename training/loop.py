@@ -21,7 +21,7 @@ from training.optim import learning_rate, set_learning_rate
 from training.preemption import StopFile
 from training.records import commit
 from training.runtime import Runtime
-from training.subsets import channel_sets
+from training.subsets import channel_sets, listed_sets
 from training.sweep import specialise, sweep
 
 ANNEAL_EPOCHS = 10  # until a stem that attends to its templates does so sharply; as in arXiv 1912.03458
@@ -82,6 +82,7 @@ class Trainer:
         self.train, self.val = train, val
         self.checkpoints, self.monitor, self.stop = checkpoints, monitor, stop
         self.vocabulary = recipe.model.channels
+        self.evaluated = listed_sets(recipe) or runtime.unwrap(model).stem.sets()
         self.steps_per_epoch = -(-len(train.samples) // recipe.data.batch_size)
         self.steps = recipe.schedule.epochs * self.steps_per_epoch
         self.step = 0
@@ -188,7 +189,8 @@ class Trainer:
         start = time.perf_counter()
         model = self.runtime.unwrap(self.model)
         self.runtime.average_buffers(model)
-        scores = validate(model, self.val, self.runtime)
+        networks = specialise(model, self.evaluated)
+        scores = sweep(networks, self.vocabulary, self.val, len(self.val.samples), self.runtime).scores
         self.monitor.sweep(self.step, "val", scores, epoch=self.train.epoch)
         self._say(f"epoch {self.train.epoch}/{self.recipe.schedule.epochs} val top-1: {format_scores(scores)}")
         self._meter.since += time.perf_counter() - start  # validation is not training's time
@@ -254,11 +256,6 @@ def mix(losses: Tensor, logits: Tensor, teacher: Tensor, part: float) -> Tensor:
     """
     distance = F.kl_div(logits.log_softmax(1), teacher.detach().softmax(1), reduction="none").sum(1)
     return (1 - part) * losses + part * distance
-
-
-def validate(model: nn.Module, loader: Loader, runtime: Runtime) -> dict[str, Score]:
-    """Score every channel set that the model takes."""
-    return sweep(specialise(model, model.stem.sets()), model.stem.vocabulary, loader, runtime)
 
 
 def format_scores(scores: dict[str, Score]) -> str:

@@ -3,11 +3,12 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_Z = 1.959963984540054  # of a two-sided 95 % interval
+Z = 1.959963984540054  # of a two-sided 95 % interval
 FIELDS = ("n", "top1", "top5", "nll")
 
 
@@ -37,19 +38,19 @@ class Score:
         return wilson(self.top1, self.n)
 
 
-def count(logits: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
-    """Sums over a batch's valid rows in the order of FIELDS, float64, shape (4,).
+def count(logits: Tensor, labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over a batch's valid rows in the order of FIELDS, float64, (4,), and which rows were right, bool, (N,).
 
     Args:
         logits: N×classes.
         labels: N, int64.
         valid: N, bool.
     """
-    logits, labels = logits[valid].float(), labels[valid]
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    nll = F.cross_entropy(logits, labels, reduction="sum")
-    sums = (torch.tensor(len(labels)), best[:, :1].sum(), best.sum(), nll)
-    return torch.stack([value.to(logits.device, torch.float64) for value in sums])
+    logits = logits.float()
+    best = (logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]) & valid[:, None]
+    nll = F.cross_entropy(logits[valid], labels[valid], reduction="sum")
+    sums = (valid.sum(), best[:, :1].sum(), best.sum(), nll)
+    return torch.stack([value.double() for value in sums]), best[:, 0]
 
 
 def to_score(sums: Tensor) -> Score:
@@ -58,12 +59,37 @@ def to_score(sums: Tensor) -> Score:
     return Score(int(n), int(top1), int(top5), nll / n if n else math.nan)
 
 
+def to_hex(right: Tensor) -> str:
+    """Booleans, (N,), as hexadecimal digits: eight to two of them, the last ones padded with zeros."""
+    return np.packbits(right.numpy()).tobytes().hex()
+
+
+def from_hex(text: str, n: int) -> np.ndarray:
+    """The inverse of `to_hex`, n booleans."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=n).astype(bool)
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
+    """How likely two models, equally good, would differ as much on the same images or more: the exact p-value.
+
+    Of the images on which just one of the two is right, each model then gets each with probability ½.
+    Source: Q. McNemar 1947, Psychometrika 12, p. 153, with the binomial distribution itself.
+
+    Args:
+        a, b: whether each was right on each image, bool, (N,).
+    """
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    n = only_a + only_b
+    tail = sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
 def wilson(right: int, n: int) -> tuple[float, float]:
     """95 % interval of a proportion (E. B. Wilson 1927, JASA 22, p. 209)."""
     if not n:
         return 0.0, 1.0
-    p, z2 = right / n, _Z**2
+    p, z2 = right / n, Z**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n**2))
+    half = Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n**2))
     # Exactly 0 or 1 at the ends, where rounding would leave the proportion just outside.
     return (centre - half if right else 0.0), (centre + half if right < n else 1.0)

@@ -4,13 +4,14 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from modeling.channels import ChannelSet, Vocabulary
-from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD
+from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, RGB
 from pipelines.files import write_atomically
 from training.metrics import Score
 
@@ -86,10 +87,13 @@ def channel_grid(images: Tensor, vocabulary: Vocabulary, rows: int = 6) -> Tenso
     """Images as each channel set shows them, missing channels black: 3×(rows·H)×(sets·W), 0 … 1.
 
     Args:
-        images: N×3×H×W, normalised.
-        vocabulary: of three channels, shown as red, green and blue.
+        images: N×C×H×W, normalised.
+        vocabulary: R, G and B are shown in colour; of other vocabularies each channel by itself, in gray.
         rows: images shown, at most.
     """
+    if vocabulary != RGB:
+        gray = (images[:rows].float() * fmean(IMAGENET_STD) + fmean(IMAGENET_MEAN)).clamp(0, 1)
+        return torch.cat([torch.cat(list(band), dim=0) for band in gray.unbind(1)], dim=1).expand(3, -1, -1)
     mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     shown = (images[:rows].float() * std + mean).clamp(0, 1)
     columns = []

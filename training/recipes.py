@@ -32,6 +32,21 @@ def _compare(name: str, stem: str, channel_sets: str) -> Recipe:
     )
 
 
+_BANDS = "450+490+530+570+610+650"
+# Cameras with one to six bands each. Every band is in some of them; most sets, and four single bands, are in none.
+_CAMERAS = f"{_BANDS} 450+490+530+570+610 450+490+610+650 450+530+610 490+570+650 450+570 530+650 490+610 490 610"
+
+
+def _spectral(name: str, stem: str, channel_sets: str) -> Recipe:
+    return Recipe(
+        name=name,
+        data=Data(labels="0-19", size=64, batch_size=64),
+        model=Model(stem=stem, body="resnet10", vocabulary=_BANDS, norm="per-size"),
+        optim=Optim(lr=0.05),
+        schedule=Schedule(epochs=24, channel_sets=channel_sets, eval_epochs=6),
+    )
+
+
 def _mini_imagenet(name: str, stem: str, channel_sets: str) -> Recipe:
     return Recipe(
         name=name,
@@ -66,6 +81,10 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
     "resnet10-part-naive": (
         "Its control: an ordinary ResNet-10 trained on RGB, missing channels black.",
         _compare("resnet10-part-naive", "zero-fill", "full"),
+    ),
+    "spectral": (
+        "Six synthetic bands, trained on ten sets of them: what becomes of other sets, and of other bands?",
+        _spectral("spectral", "any-channel", _CAMERAS),
     ),
     "mini-imagenet": (
         "Any-channel ResNet-34 on all of mini-ImageNet at 84 px; wants a GPU.",

@@ -30,7 +30,7 @@ from training.tables import (
     results,
 )
 
-_BLOCK = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- /results -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (results|paired|ratios|bands): (.+?) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,8 @@ class Report:
     """Instead of a page: write the picture of accuracy by channel set to this SVG file."""
     update: Path | None = None
     """Instead of a page: make the tables in this Markdown file anew, each between the lines
-    <!-- results: RECORD RECORD… --> and <!-- /results -->; records are named relative to the file."""
+    <!-- results: RECORD RECORD… --> and <!-- /results -->; records are named relative to the file. Instead of
+    results: paired (differences from the first), ratios (to networks trained on one channel set), bands."""
 
 
 def main(job: Report) -> None:
@@ -114,8 +115,8 @@ def updated(file: Path) -> str:
         )
 
     def block(found: re.Match[str]) -> str:
-        records = [read_record(file.parent / name) for name in found[2].split()]
-        return f"{found[1]}{results(records)}\n{found[3]}"
+        records = [read_record(file.parent / name) for name in found[3].split()]
+        return f"{found[1]}{results(records, found[2])}\n{found[4]}"
 
     return _BLOCK.sub(block, text)
 

@@ -10,13 +10,21 @@ from training.config import STRATEGIES, Recipe
 def channel_sets(recipe: Recipe, step: int) -> list[ChannelSet]:
     """The channel set of each group of a step's batch; one group where all images share a set.
 
-    A strategy's name, or a channel set itself, stands in `recipe.schedule.channel_sets`.
+    A strategy's name, or the channel sets themselves, stand in `recipe.schedule.channel_sets`.
     """
     vocabulary, schedule = recipe.model.channels, recipe.schedule
-    if schedule.channel_sets not in STRATEGIES:  # a dedicated expert
-        return [ChannelSet.parse(schedule.channel_sets, vocabulary)]
-    strategy = _STRATEGIES[schedule.channel_sets]
-    return strategy(vocabulary, Random(f"channel sets {recipe.seed} {step}"), schedule.groups)
+    rng = Random(f"channel sets {recipe.seed} {step}")
+    if listed := listed_sets(recipe):
+        return rng.sample(listed, min(schedule.groups, len(listed)))
+    return _STRATEGIES[schedule.channel_sets](vocabulary, rng, schedule.groups)
+
+
+def listed_sets(recipe: Recipe) -> list[ChannelSet]:
+    """The channel sets that a recipe names one by one; none where it names a strategy."""
+    wanted = recipe.schedule.channel_sets
+    if wanted in STRATEGIES:
+        return []
+    return [ChannelSet.parse(name, recipe.model.channels) for name in wanted.split()]
 
 
 def _full(vocabulary: Vocabulary, rng: Random, groups: int) -> list[ChannelSet]:
@@ -42,6 +50,14 @@ def _sandwich(vocabulary: Vocabulary, rng: Random, groups: int) -> list[ChannelS
     smaller = max(1, len(vocabulary) - 1)  # all channels have their group already
     between = [ChannelSet.sample(vocabulary, rng, smaller) for _ in range(groups - 2)]
     return [ChannelSet.full(vocabulary), single, *between]
+
+
+def trained_sets(recipe: Recipe) -> list[ChannelSet]:
+    """All channel sets that a recipe's training may meet, largest first where a strategy draws them."""
+    vocabulary = recipe.model.channels
+    if recipe.schedule.channel_sets == "full":
+        return [ChannelSet.full(vocabulary)]
+    return listed_sets(recipe) or ChannelSet.all_of(vocabulary)
 
 
 _STRATEGIES: dict[str, Callable[[Vocabulary, Random, int], list[ChannelSet]]] = {

@@ -1,9 +1,10 @@
 """Decode each image once and score every channel set while it is on the device."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modeling.channels import ChannelSet, Vocabulary
 from modeling.resnet import ChannelNet
@@ -12,34 +13,68 @@ from training.metrics import FIELDS, Score, count, to_score
 from training.runtime import Runtime
 
 
-def specialise(model: ChannelNet, sets: Sequence[ChannelSet]) -> dict[ChannelSet, nn.Module]:
-    """A plain network for each channel set, in inference mode."""
-    return {chosen: model.materialize(chosen).to(memory_format=torch.channels_last) for chosen in sets}
+@dataclass(frozen=True)
+class Sweep:
+    """How a model did on each channel set.
+
+    Attributes:
+        scores: by name of the channel set.
+        right: by name of the channel set, whether the best guess was right on each image, bool, (images,).
+    """
+
+    scores: dict[str, Score]
+    right: dict[str, Tensor]
+
+
+def specialise(
+    model: ChannelNet, sets: Iterable[ChannelSet], stand_ins: Mapping[str, str] | None = None
+) -> dict[ChannelSet, nn.Module]:
+    """A plain network for each channel set, in inference mode.
+
+    Args:
+        model: the network.
+        sets: what images will show.
+        stand_ins: by name of a channel that the model does not know, the one that it shall be taken for.
+    """
+    names = stand_ins or {}
+
+    def plain(chosen: ChannelSet) -> nn.Module:
+        network = model.materialize([names.get(name, name) for name in chosen])
+        return network.to(memory_format=torch.channels_last)
+
+    return {chosen: plain(chosen) for chosen in sets}
 
 
 @torch.no_grad()
 def sweep(
-    networks: Mapping[ChannelSet, nn.Module], vocabulary: Vocabulary, batches: Iterable[Batch], runtime: Runtime
-) -> dict[str, Score]:
+    networks: Mapping[ChannelSet, nn.Module],
+    vocabulary: Vocabulary,
+    batches: Iterable[Batch],
+    images: int,
+    runtime: Runtime,
+) -> Sweep:
     """Score a network on each channel set; the same result on every rank.
 
     Args:
         networks: by channel set, from `specialise`.
         vocabulary: channels of the batches.
         batches: this rank's share of the data; padding rows are not counted.
+        images: in the list, over all ranks.
         runtime: sums the counts over the ranks.
 
     Raises:
         DataError: an image cannot be read; all ranks stop.
-
-    Returns:
-        Score by name of the channel set, in the order of `networks`.
     """
     sums = torch.zeros(len(networks), len(FIELDS), dtype=torch.float64, device=runtime.device)
+    right = torch.zeros(len(networks), images, dtype=torch.int32, device=runtime.device)
     for batch in runtime.batches(batches):
         for row, (chosen, network) in enumerate(networks.items()):
             with runtime.autocast():
                 logits = network(chosen.select(batch.images, vocabulary))
-            sums[row] += count(logits, batch.labels, batch.valid)
-    sums = runtime.sum(sums)
-    return {str(chosen): to_score(sums[row]) for row, chosen in enumerate(networks)}
+            counts, hits = count(logits, batch.labels, batch.valid)
+            sums[row] += counts
+            right[row].index_add_(0, batch.ids, hits.int())  # padding rows repeat images, and add nothing
+    names = [str(chosen) for chosen in networks]
+    scores = [to_score(row) for row in runtime.sum(sums)]
+    answers = runtime.sum(right).bool().cpu()
+    return Sweep(dict(zip(names, scores, strict=True)), dict(zip(names, answers, strict=True)))

@@ -4,17 +4,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipelines.errors import DataError
+from training import comparison
 
 Rows = list[list[str]]
 Records = Sequence[dict[str, Any]]
 
 
-def results(records: Records) -> str:
-    """The main table of some records of one kind, with its note, as Markdown.
+def results(records: Records, kind: str = "results") -> str:
+    """A table of some records, with its note, as Markdown.
+
+    Args:
+        records: of one kind.
+        kind: "results", their main table, or a comparison of sweeps: "paired", "ratios" or "bands".
 
     Raises:
-        DataError: the records are of different kinds.
+        DataError: the records are of different kinds, or cannot be compared.
     """
+    if kind in _COMPARISONS:
+        rows, note = _COMPARISONS[kind]
+        return f"{markdown_table(rows(records))}\n\n{note(records)}"
     kinds = {record["kind"] for record in records}
     if len(kinds) > 1:
         raise DataError(
@@ -25,34 +33,50 @@ def results(records: Records) -> str:
 
 
 def accuracy_rows(records: Records) -> Rows:
-    """Per model: accuracy with interval on each channel set, the worst over that on all, and training time."""
-    sets = list(records[0]["scores"])
+    """Per model: accuracy with interval on each channel set, the worst over that on all, and training time.
+
+    Dedicated experts, ordinary networks on a channel set each, share a row.
+    """
+    comparison.check_same_images(records)
+    sets = comparison.all_sets(records)
     rows = [["top-1 %", *sets, "worst ÷ all", "training"]]
-    for record in records:
-        if list(record["scores"]) != sets or _test_set(record) != _test_set(records[0]):
-            raise DataError(
-                f"{record['name']} and {records[0]['name']} were not scored on the same images and channel sets; "
-                "they cannot stand in one table"
-            )
-        scores = record["scores"]
-        cells = [
-            f"{100 * s['accuracy']:.1f} ({100 * s['low']:.1f}–{100 * s['high']:.1f})" for s in scores.values()
-        ]
-        all_channels = scores[sets[0]]["accuracy"]
-        worst = min(s["accuracy"] for s in scores.values())
-        ratio = f"{worst / all_channels:.2f}" if all_channels else "–"
-        rows.append([record["name"], *cells, ratio, f"{record['seconds']['train'] / 60:.1f} min"])
+    for name, group in _by_model(records):
+        scores = {s: score for record in group for s, score in record["scores"].items()}
+        minutes = sum(record["seconds"]["train"] for record in group) / 60
+        cells = [_accuracy(scores[s]) if s in scores else "–" for s in sets]
+        rows.append([name, *cells, _worst(scores, sets), f"{minutes:.1f} min"])
     return rows
 
 
+def _by_model(records: Records) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Records by model: all experts are one, where others stand beside them."""
+    experts = [record for record in records if comparison.is_expert(record)]
+    others = [(record["name"], [record]) for record in records if not comparison.is_expert(record)]
+    if experts and others:
+        return [*others, (comparison.EXPERTS, experts)]
+    return [(record["name"], [record]) for record in records]
+
+
+def _accuracy(score: dict[str, Any]) -> str:
+    return f"{100 * score['accuracy']:.1f} ({100 * score['low']:.1f}–{100 * score['high']:.1f})"
+
+
+def _worst(scores: dict[str, Any], sets: list[str]) -> str:
+    """The worst set's accuracy over that on all channels, for a model that takes both."""
+    if len(scores) < len(sets) or not scores[sets[0]]["accuracy"]:
+        return "–"
+    return f"{min(s['accuracy'] for s in scores.values()) / scores[sets[0]]['accuracy']:.2f}"
+
+
 def cost_rows(records: Records) -> Rows:
-    """Per model and channel set: parameters, multiply-adds, and the cost of making the kernel."""
+    """Per model and channel set: parameters, multiply-adds, activations, and the cost of making the kernel."""
     rows = [
         [
             "model",
             "channels",
             "parameters deployed",
             "multiply-adds per image",
+            "activations per image",
             "per kernel made",
             "parameters stored",
         ]
@@ -62,6 +86,7 @@ def cost_rows(records: Records) -> Rows:
             cells = [
                 f"{cost['parameters']:,}",
                 f"{cost['macs'] / 1e6:.1f} M",
+                f"{cost['activations'] / 1e6:.2f} M" if "activations" in cost else "–",  # old records lack them
                 f"{cost['kernel_macs'] / 1e6:.2f} M",
             ]
             rows.append([record["name"], name, *cells, f"{record['cost']['stored_parameters']:,}"])
@@ -102,11 +127,6 @@ def accuracy_note(records: Records) -> str:
     )
 
 
-def _test_set(record: dict[str, Any]) -> tuple[str, str]:
-    """What identifies the images that a record is about."""
-    return record["split"], record["fingerprint"][record["split"]]
-
-
 def loader_rows(records: Records) -> Rows:
     """Per contender: images per second and ratio to the baseline, on each data set."""
     heads = [f"{r['name']} to {r['settings']['size']} px, prefetch {r['settings']['prefetch']}" for r in records]
@@ -138,15 +158,29 @@ def _rate(record: dict[str, Any], name: str) -> str:
 
 
 def stem_rows(records: Records) -> Rows:
-    """Per record and stem: how much longer than an ordinary network's everything takes."""
-    kinds = list(records[0]["parts"])
-    rows = [["time ÷ plain", *kinds]]
+    """Per record and stem: how much longer than an ordinary network's everything takes, and kernels' own time."""
+    kinds = list(dict.fromkeys(kind for record in records for kind in record["parts"]))
+    sets = list(dict.fromkeys(chosen for record in records for chosen in record.get("kernels", {})))
+    rows = [["time ÷ plain", *kinds, *(f"kernel alone, % of a forward pass, {chosen}" for chosen in sets)]]
     for record in records:
         for name in record["settings"]["stems"]:
-            ratios = [record["parts"][kind]["summary"][name]["ratio"] for kind in kinds]
-            cells = [f"{1 / r['median']:.2f} ({1 / r['max']:.2f}–{1 / r['min']:.2f})" for r in ratios]
-            rows.append([f"{name} {record['name']}", *cells])
+            times = [_time(record["parts"].get(kind), name) for kind in kinds]
+            percent = [_percent(record.get("kernels", {}).get(chosen), name) for chosen in sets]
+            rows.append([f"{name} {record['name']}", *times, *percent])
     return rows
+
+
+def _time(part: dict[str, Any] | None, name: str) -> str:
+    if part is None:
+        return "–"
+    r = part["summary"][name]["ratio"]  # of speeds
+    return f"{1 / r['median']:.2f} ({1 / r['max']:.2f}–{1 / r['min']:.2f})"
+
+
+def _percent(part: dict[str, Any] | None, name: str) -> str:
+    """Nothing for a stem whose kernel is a weight as it stands."""
+    r = (part or {"percent": {}})["percent"].get(name)
+    return f"{r['median']:.2f} ({r['min']:.2f}–{r['max']:.2f})" if r else "–"
 
 
 def stem_note(records: Records) -> str:
@@ -157,9 +191,12 @@ def stem_note(records: Records) -> str:
         f"at commit {r['provenance']['commit'][:12]}"
         for r in records
     ]
+    sets = list(dict.fromkeys(name for r in records for name in r["settings"].get("sets", ["RGB"])))
+    alone = " A kernel alone is made once for a batch, and told by the time of that network's forward pass."
     return (
         "Median with smallest and largest value over rounds in which all took turns in one process, by the time "
-        f"of an ordinary network on RGB: {'; '.join(about)}."
+        f"of an ordinary network on {' / '.join(sets)}: {'; '.join(about)}."
+        f"{alone if any('kernels' in r for r in records) else ''}"
     )
 
 
@@ -170,6 +207,11 @@ def markdown_table(rows: Rows) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
+_COMPARISONS = {
+    "paired": (comparison.paired_rows, comparison.paired_note),
+    "ratios": (comparison.ratio_rows, comparison.ratio_note),
+    "bands": (comparison.band_rows, comparison.band_note),
+}
 _TABLES = {
     "sweep": (accuracy_rows, accuracy_note),
     "benchmark loader": (loader_rows, loader_note),

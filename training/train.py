@@ -55,7 +55,8 @@ def _train(job: Job, runtime: Runtime) -> None:
         _say(runtime, f"{run_dir} is finished; next: python -m training.evaluate {run_dir}")
         return
     samples = load_training_samples(recipe.data, runtime)
-    make = partial(make_loader, recipe.data, runtime=runtime, passes=recipe.schedule.epochs)
+    channels, passes = recipe.model.channels, recipe.schedule.epochs
+    make = partial(make_loader, recipe.data, runtime=runtime, channels=channels, passes=passes)
     train, reason = make(samples["train"], training=True, seed=recipe.seed)
     val, _ = make(samples["val"], training=False)
     with contextlib.ExitStack() as held:  # holds the lock on the run directory
@@ -96,7 +97,8 @@ def _build_trainer(
         trainer.load_state_dict(state)
     elif runtime.is_main:
         monitor.text("recipe", (run_dir / "config.yaml").read_text())
-        monitor.images("input/by_channel_set", first_images(recipe.data, val.samples), recipe.model.channels)
+        channels = recipe.model.channels
+        monitor.images("input/by_channel_set", first_images(recipe.data, val.samples, channels), channels)
     return trainer
 
 
@@ -140,7 +142,7 @@ def _lock(run_dir: Path) -> IO[str]:
 
 def _introduction(run_dir: Path, trainer: Trainer, reason: str) -> str:
     recipe, runtime, samples = trainer.recipe, trainer.runtime, trainer.train.samples
-    sets = " ".join(map(str, runtime.unwrap(trainer.model).stem.sets()))
+    sets = " ".join(map(str, trainer.evaluated))
     return (
         f"{recipe.name}: {recipe.model.stem} {recipe.model.body} on {runtime.world} × {runtime.device.type}, "
         f"{runtime.precision}; channel sets {sets}\n"

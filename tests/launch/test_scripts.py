@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,41 @@ def test_builds_of_torch_that_do_not_fit_are_noticed(copy):
 def test_data_dir_must_be_a_directory(copy):
     assert copy.fails("quickstart.sh", "no such place") == "error: DATA_DIR is not a directory: no such place"
     assert copy.installs == []
+
+
+def test_every_run_of_task_a_is_a_recipe(copy):
+    """The stub writes down what it was asked to run; the real parser must take all of it."""
+    from training import evaluate, train
+
+    (copy.folder / "mini").mkdir()
+    done = copy.run("task_a.sh", "mini")
+    assert done.returncode == 0, done.stderr
+    trained, evaluated = {}, []
+    for line in copy.programs.read_text().splitlines():
+        _, module, *words = line.split()
+        if module == "training.train":
+            job = train.parse(words)
+            trained[job.name] = job
+        else:
+            evaluated.append(evaluate.parse(words))
+    assert len(trained) > 30
+    differing = {str(replace(job, name="", run_dir=None)) for job in trained.values()}
+    assert len(differing) == len(trained), "two runs are the same"
+    assert {job.name for job in trained.values() if job.model.vocabulary != "RGB"} == {
+        name for name in trained if name.startswith("bands-")
+    }
+    assert {str(job.run_dirs[0]) for job in evaluated} == {f"runs/task-a/{name}" for name in trained}
+    assert len({(job.run_dirs, job.record) for job in evaluated}) == len(evaluated), "records overwrite each other"
+
+
+def test_task_a_runs_what_it_is_asked_for(copy):
+    (copy.folder / "mini").mkdir()
+    assert copy.run("task_a.sh", "mini", "table", "slices", JOBS="2", RECIPE="mini-imagenet").returncode == 0
+    lines = [line for line in copy.programs.read_text().splitlines() if "training.train" in line]
+    assert len(lines) == 2
+    assert all("training.train mini-imagenet --name" in line for line in lines)
+    assert copy.fails("task_a.sh", "mini", "tabel").startswith("error: no run is called tabel")
+    assert copy.fails("task_a.sh").startswith("error: usage: bash")
 
 
 def test_quickstart_runs_the_main_job(copy):

@@ -25,6 +25,7 @@ from modeling.zoo import build_stem
 
 RGB = ("R", "G", "B")
 SETS = ChannelSet.all_of(RGB)
+WAVELENGTHS = {"R": 0.61, "G": 0.54, "B": 0.465}  # µm
 STEMS = {
     "any-channel": AnyChannelStem,
     "zero-fill": ZeroFillStem,
@@ -39,6 +40,10 @@ STEMS = {
 }
 SWITCHES = {  # other ways to build one of them
     "any-channel, shared norm": lambda *shape: AnyChannelStem(*shape, norm="shared"),
+    "any-channel, norm per size": lambda *shape: AnyChannelStem(*shape, norm="per-size"),
+    "any-channel, wavelengths": lambda names, *shape: AnyChannelStem(
+        names, *shape, descriptors={name: 0.45 + 0.05 * i for i, name in enumerate(names)}
+    ),
     "any-channel, unconditioned": lambda *shape: AnyChannelStem(*shape, conditioning=False),
     "any-channel, linear gain": lambda *shape: AnyChannelStem(*shape, gain="linear", norm="shared"),
     "zero-fill, black": lambda *shape: ZeroFillStem(*shape, fill=(-2.1, -2.0, -1.8)),
@@ -438,13 +443,42 @@ def test_parameters_and_costs_of_every_stem(name):
     costs = {str(chosen): channel_cost(model, chosen, 32) for chosen in stem.sets()}
     for chosen, cost in costs.items():
         planes = 3 if name == "zero-fill" else len(chosen)
-        convolution = 64 * planes * 49 * 16 * 16
+        convolution, features = 64 * planes * 49 * 16 * 16, 64 * 16 * 16
         if name == "attention":  # and the mixing of eight kernels, for every image
             mixing = 8 * 64 * planes * 49
             assert 0 < cost.macs - convolution - mixing < 1000
             assert cost.parameters == mixing + 64 + (planes * 16 + 16) + (16 * 8 + 8)
+            assert cost.activations == features + 64 * planes * 49 + 16 + 8
         else:
             assert cost.macs == convolution
             assert cost.parameters == 64 * planes * 49 + 64
+            assert cost.activations == features
         generated = name in ("any-channel", "hypernet", "attention")
         assert (cost.kernel_macs > 64 * planes * 49) == generated
+
+
+def test_a_stem_of_wavelengths_takes_bands_and_sets_it_never_saw():
+    torch.manual_seed(0)
+    stem = AnyChannelStem(RGB, 12, 5, 2, norm="per-size", descriptors=WAVELENGTHS).eval()
+    network = ChannelNet(stem, torch.nn.Identity())
+    x = torch.randn(2, 2, 16, 16)
+    with pytest.raises(ValueError, match="unknown channel '500'"):
+        network(x, ["R", "500"])
+    stem.describe("500", 0.5)
+    got = network(x, ["R", "500"])
+    assert torch.allclose(got, network(x.flip(1), ["500", "R"]), atol=1e-5)
+    assert torch.allclose(got, network.materialize(["R", "500"])(x), atol=1e-5)
+    assert not torch.allclose(got, network(x, "RG"), atol=1e-2)
+
+
+def test_a_norm_for_each_set_has_none_for_described_channels():
+    stem = AnyChannelStem(RGB, 12, 5, 2, descriptors=WAVELENGTHS)
+    stem.describe("500", 0.5)
+    with pytest.raises(ValueError, match="no norm but one by size"):
+        stem(torch.randn(2, 1, 16, 16), stem.parse(["500"]))
+
+
+@pytest.mark.parametrize("name", [name for name in STEMS if name != "any-channel"])
+def test_stems_without_descriptors_say_so(name):
+    with pytest.raises(ValueError, match="knows RGB only, not '500'"):
+        fresh(name).describe("500", 0.5)

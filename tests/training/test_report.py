@@ -131,6 +131,7 @@ def test_worst_over_all_channels():
             "seconds": {"train": 90},
             "split": "test",
             "fingerprint": {"test": "f"},
+            "recipe": {"model": {"stem": "any-channel"}},
         }
 
     rows = accuracy_rows([record("m", [0.8, 0.7, 0.7, 0.7, 0.6, 0.4, 0.5]), record("zero", [0.0] * 7)])

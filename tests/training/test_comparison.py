@@ -1,0 +1,122 @@
+"""Tables that compare models on the same images."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.errors import DataError
+from training.comparison import (
+    EXPERTS,
+    answers,
+    band_rows,
+    half_interval,
+    paired_rows,
+    ratio_interval,
+    ratio_rows,
+)
+from training.metrics import to_hex
+from training.tables import accuracy_rows, results
+
+N = 200
+
+
+def record(name, right, stem="any-channel", trained_on=None, **more):
+    """A record whose model got the first `right[set]` images of each set right."""
+    bits = {s: to_hex(torch.arange(N) < count) for s, count in right.items()}
+    scores = {s: {"accuracy": count / N, "low": 0.0, "high": 1.0} for s, count in right.items()}
+    return {
+        "kind": "sweep",
+        "name": name,
+        "images": N,
+        "split": "test",
+        "fingerprint": {"test": "f"},
+        "right": bits,
+        "scores": scores,
+        "trained_on": trained_on or list(right),
+        "recipe": {"model": {"stem": stem, "vocabulary": "RGB"}},
+        "seconds": {"train": 60.0},
+        "trained": {"hardware": "abacus", "commit": "c"},
+        "stand_ins": {},
+        **more,
+    }
+
+
+OURS = record("ours", {"RG": 160, "R": 100, "G": 90})
+RIVAL = record("rival", {"RG": 150, "R": 104, "G": 90})
+EXPERT_R = record("expert-R", {"R": 110}, "plain")
+EXPERT_G = record("expert-G", {"G": 120}, "plain")
+NAIVE = record("naive", {"RG": 180, "R": 20, "G": 10}, "zero-fill", ["RG"])
+
+
+def test_differences_are_paired_and_signed():
+    rows = paired_rows([OURS, RIVAL, EXPERT_R, EXPERT_G])
+    assert rows[0] == ["points above ours", "RG", "R", "G", "mean"]
+    # all ten differing images speak for ours: p = 2 / 2^10; four of four for the rival: 2 / 2^4
+    assert rows[1][:4] == ["rival", "−5.0 (p = .002)", "+2.0 (p = .125)", "+0.0 (p = 1.000)"]
+    each = np.where(np.arange(N) < 100, 0, 0.0)
+    each[100:104], each[150:160] = 1 / 3, -1 / 3
+    assert rows[1][4] == f"−1.0 ± {100 * half_interval(each):.1f}"
+    assert rows[2][:2] == [EXPERTS, "–"]
+    assert rows[2][2].startswith("+5.0")
+    assert rows[2][3] == "+15.0 (p < .001)"
+    assert len(rows) == 3
+
+
+def test_ratios_are_to_networks_trained_on_one_set():
+    rows = ratio_rows([OURS, RIVAL, EXPERT_R, NAIVE, EXPERT_G])
+    assert rows[0] == ["accuracy ÷ expert's", "RG", "R", "G"]
+    assert [row[0] for row in rows[1:]] == ["ours", "rival"]
+    assert [cell.split()[0] for cell in rows[1][1:]] == ["0.889", "0.909", "0.750"]
+
+
+def test_interval_of_a_ratio_covers_it_and_shrinks():
+    rng = np.random.default_rng(1)
+    a, b = rng.random(400) < 0.5, rng.random(400) < 0.6
+    low, high = ratio_interval(a, b)
+    assert low < a.mean() / b.mean() < high
+    narrow = ratio_interval(np.tile(a, 16), np.tile(b, 16))
+    assert (high - low) / (narrow[1] - narrow[0]) == pytest.approx(4, rel=0.15)
+    assert ratio_interval(a, a) == (1, 1)
+
+
+def test_experts_are_one_model_beside_others_and_many_alone():
+    rows = accuracy_rows([OURS, EXPERT_R, RIVAL, EXPERT_G])
+    assert [row[0] for row in rows[1:]] == ["ours", "rival", EXPERTS]
+    assert rows[3][1:] == ["–", "55.0 (0.0–100.0)", "60.0 (0.0–100.0)", "–", "2.0 min"]
+    assert [row[0] for row in accuracy_rows([EXPERT_R, EXPERT_G])[1:]] == ["expert-R", "expert-G"]
+    assert len(accuracy_rows([OURS, OURS])) == 3  # two runs may share a name
+
+
+def test_bands_are_told_apart_by_what_training_saw():
+    model = {"stem": "any-channel", "vocabulary": "450+530"}
+    seen = record("b", {"450+530": 180, "450": 100, "530": 80}, trained_on=["450+530"], recipe={"model": model})
+    other = record("b", {"475": 60}, trained_on=["450+530"], recipe={"model": model})
+    near = record(
+        "b, nearest", {"475": 50}, trained_on=["450+530"], recipe={"model": model}, stand_ins={"475": "450"}
+    )
+    rows = band_rows([seen, other, near])
+    assert rows[0][1:] == [
+        "1 sets trained on",
+        "2 other sets of these bands",
+        "1 sets with other bands",
+        "1 those, by the nearest band",
+    ]
+    assert [cell.split()[0] for cell in rows[1]] == ["b", "90.0", "45.0", "30.0", "25.0"]
+    assert len(rows) == 2
+
+
+def test_comparisons_refuse_other_images_and_records_without_answers():
+    other = record("other", {"RG": 1, "R": 1, "G": 1}, fingerprint={"test": "g"})
+    for kind in ("paired", "ratios", "bands", "results"):
+        with pytest.raises(DataError, match="not scored on the same images"):
+            results([OURS, other], kind)
+    old = {key: value for key, value in OURS.items() if key != "right"}
+    with pytest.raises(DataError, match="make it again"):
+        answers(old)
+
+
+def test_tables_come_with_a_note():
+    for kind in ("paired", "ratios"):
+        table, _, note = results([OURS, RIVAL, EXPERT_R], kind).partition("\n\n")
+        assert table.startswith("| ")
+        assert "200 test images" in note

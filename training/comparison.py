@@ -1,0 +1,190 @@
+"""What models did on the same images, side by side: paired differences, ratios to dedicated experts, unseen bands.
+
+All from the records' `right`, which says for each channel set on which images a model's best guess was right.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipelines.errors import DataError
+from training.metrics import Z, from_hex, mcnemar
+
+Record = dict[str, Any]
+Answers = dict[str, np.ndarray]  # by channel set: bool, (images,), whether each was right
+EXPERTS = "dedicated experts"
+RESAMPLES = 2000
+
+
+def answers(record: Record) -> Answers:
+    """Which images a model got right, by channel set.
+
+    Raises:
+        DataError: the record is from before this was kept.
+    """
+    if "right" not in record:
+        raise DataError(f"the record of {record['name']} lacks `right`; make it again with training.evaluate")
+    return {name: from_hex(text, record["images"]) for name, text in record["right"].items()}
+
+
+def paired_rows(records: Sequence[Record]) -> list[list[str]]:
+    """Per model: its accuracy less that of the first, on each channel set, and on average over these.
+
+    Raises:
+        DataError: records of different images.
+    """
+    check_same_images(records)
+    ours, others = records[0], with_experts(records[1:])
+    sets, mine = list(ours["scores"]), answers(ours)
+    rows = [[f"points above {ours['name']}", *sets, "mean"]]
+    for name, theirs in others.items():
+        cells = [_difference(theirs[s], mine[s]) if s in theirs else "–" for s in sets]
+        common = [s for s in sets if s in theirs]
+        mean = np.mean([theirs[s].astype(float) - mine[s] for s in common], axis=0)
+        rows.append([name, *cells, f"{_points(mean.mean())} ± {100 * half_interval(mean):.1f}"])
+    return rows
+
+
+def paired_note(records: Sequence[Record]) -> str:
+    """What a reader must know to read the table of differences."""
+    return (
+        f"Top-1 on the same {_images(records)}, in percentage points; in brackets the "
+        "p-value of McNemar's exact test, not corrected for the number of comparisons. The last column is the "
+        "mean over the sets that both take, with a 95 % interval from the spread over images. One training run "
+        "each: what another seed would change comes on top."
+    )
+
+
+def ratio_rows(records: Sequence[Record]) -> list[list[str]]:
+    """Per model that takes several sets: accuracy on each over that of the first network trained on it alone."""
+    check_same_images(records)
+    experts = {r["trained_on"][0]: answers(r) for r in reversed(records) if len(r["trained_on"]) == 1}
+    sets = [s for s in all_sets(records) if s in experts]
+    rows = [["accuracy ÷ expert's", *sets]]
+    for record in records:
+        if len(record["trained_on"]) > 1:
+            mine = answers(record)
+            rows.append([record["name"], *(_ratio(mine[s], experts[s][s]) for s in sets)])
+    return rows
+
+
+def ratio_note(records: Sequence[Record]) -> str:
+    """What a reader must know to read the table of ratios."""
+    return (
+        "An expert is a network trained on that channel set alone. "
+        f"n = {_images(records)}; 95 % intervals by {RESAMPLES} bootstrap samples of the images."
+    )
+
+
+def band_rows(records: Sequence[Record]) -> list[list[str]]:
+    """Per model: mean accuracy over the sets it was trained on, other sets of these bands, and sets of others.
+
+    Records of one model stand one after the other, and share a row.
+    """
+    check_same_images(records)
+    kinds = ("sets trained on", "other sets of these bands", "sets with other bands", "those, by the nearest band")
+    rows: dict[str, list[str]] = {}
+    counts: dict[str, int] = {}
+    for record in records:
+        model = record["name"].removesuffix(", nearest")
+        row = rows.setdefault(model, ["–"] * len(kinds))
+        for kind, sets in _kinds_of_sets(record).items():
+            mean = np.mean([answers(record)[s] for s in sets], axis=0)
+            row[kind] = f"{100 * mean.mean():.1f} ± {100 * half_interval(mean):.1f}"
+            counts[kinds[kind]] = len(sets)
+    head = ["mean top-1 %", *(f"{counts.get(kind, 0)} {kind}" for kind in kinds)]
+    return [head, *([name, *row] for name, row in rows.items())]
+
+
+def band_note(records: Sequence[Record]) -> str:
+    """What a reader must know to read the table of bands."""
+    return f"Means over channel sets, on {_images(records)}, with 95 % intervals from the spread over images."
+
+
+def with_experts(records: Iterable[Record]) -> dict[str, Answers]:
+    """Answers by model; plain networks, which take one channel set each, count as one model."""
+    found: dict[str, Answers] = {}
+    for record in records:
+        name = EXPERTS if is_expert(record) else record["name"]
+        found.setdefault(name, {}).update(answers(record))
+    return found
+
+
+def is_expert(record: Record) -> bool:
+    """Whether a record is of an ordinary network on one channel set."""
+    return record["recipe"]["model"]["stem"] == "plain"
+
+
+def all_sets(records: Sequence[Record]) -> list[str]:
+    """Every channel set that some record has, in the order of the record with most."""
+    longest_first = sorted(records, key=lambda record: -len(record["scores"]))
+    return list(dict.fromkeys(name for record in longest_first for name in record["scores"]))
+
+
+def check_same_images(records: Sequence[Record]) -> None:
+    """Refuse to compare what was not scored on the same images.
+
+    Raises:
+        DataError: the records are of different images.
+    """
+    for record in records[1:]:
+        if test_set(record) != test_set(records[0]):
+            raise DataError(
+                f"{record['name']} and {records[0]['name']} were not scored on the same images; "
+                "they cannot stand in one table"
+            )
+
+
+def test_set(record: Record) -> tuple[str, str]:
+    """What identifies the images that a record is about."""
+    return record["split"], record["fingerprint"][record["split"]]
+
+
+def half_interval(values: np.ndarray) -> float:
+    """Half of the 95 % interval of a mean, (N,) values, by the normal distribution."""
+    return Z * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+
+
+def ratio_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of mean(a) ÷ mean(b) over bootstrap samples of the images; always the same ones."""
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(len(a), size=(RESAMPLES, len(a)))
+    below = b[chosen].mean(1)
+    ratios = a[chosen].mean(1)[below > 0] / below[below > 0]
+    low, high = np.quantile(ratios, [0.025, 0.975]) if len(ratios) else (0.0, math.inf)
+    return float(low), float(high)
+
+
+def _images(records: Sequence[Record]) -> str:
+    return f"{records[0]['images']} {records[0]['split']} images"
+
+
+def _kinds_of_sets(record: Record) -> dict[int, list[str]]:
+    """The channel sets of a record by the column that they belong to."""
+    known = set(record["recipe"]["model"]["vocabulary"].split("+"))
+    found: dict[int, list[str]] = {}
+    for name in record["scores"]:
+        if name in record["trained_on"]:
+            kind = 0
+        elif set(name.split("+")) <= known:
+            kind = 1
+        else:
+            kind = 3 if record["stand_ins"] else 2
+        found.setdefault(kind, []).append(name)
+    return found
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> str:
+    p = mcnemar(a, b)
+    return f"{_points(a.mean() - b.mean())} ({'p < .001' if p < 0.001 else f'p = {p:.3f}'.replace('0.', '.')})"
+
+
+def _points(part: float) -> str:
+    return f"{100 * part:+.1f}".replace("-", "−")
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> str:
+    low, high = ratio_interval(a, b)
+    return f"{a.mean() / b.mean():.3f} ({low:.3f}–{high:.3f})" if b.any() else "–"
