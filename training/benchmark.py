@@ -1,5 +1,5 @@
 """Measure speed as ratios taken in one run: `python -m training.benchmark loader --data DIR [--record FILE]`,
-`python -m training.benchmark stem`.
+`python -m training.benchmark stem [--sets RGB R] [--stems any-channel attention] [--record FILE]`.
 
 Nothing here gates a test, since a ratio depends on the machine. What README and docs claim comes from records
 made by it.

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from modeling.channels import ChannelSet
-from modeling.cost import channel_cost, count_macs, count_parameters
+from modeling.cost import channel_cost, count_activations, count_macs, count_parameters
 from modeling.zoo import build_model, build_stem
 
 RGB = ("R", "G", "B")
@@ -129,9 +129,18 @@ def test_costs_against_hand_counts():
     # templates mixed (3·8·64·49), context (16·16), refine per channel (32·64 + 64·512)
     by_hand = 3 * 8 * 64 * 49 + 16 * 16 + 3 * (32 * 64 + 64 * 512)
     assert abs(full.kernel_macs - by_hand) < 0.01 * by_hand
+    # the stem; four convolutions in the first stage, five in the others with the one of the shortcut; the logits
+    stages = 4 * 64 * 16 * 16 + 5 * 128 * 8 * 8 + 5 * 256 * 4 * 4 + 5 * 512 * 2 * 2
+    assert full.activations == one.activations == 64 * 32 * 32 + stages + 5
 
 
 def test_macs_of_resnet34_are_the_published_ones():
     model = build_model("resnet34", "zero-fill", RGB, 1000)
     plain = model.materialize()
     assert abs(count_macs(plain, torch.zeros(1, 3, 224, 224)) / 3.67e9 - 1) < 0.01
+
+
+def test_activations_grow_with_the_batch():
+    plain = build_model("resnet10", "slices", RGB, 5).materialize()
+    one, three = (count_activations(plain, torch.zeros(count, 3, 32, 32)) for count in (1, 3))
+    assert three == 3 * one

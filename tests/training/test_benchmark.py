@@ -1,11 +1,21 @@
 """The benchmark program: what it measures, and what it makes of it. That it is fast, no test says."""
 
+import copy
+import gc
+import weakref
+from dataclasses import asdict
+
 import pytest
 
-from training.benchmarks.harness import measure, summary
+from modeling.channels import ChannelSet
+from modeling.cost import channel_cost
+from modeling.rivals import PlainStem
+from modeling.zoo import build_model
+from training.benchmarks import stem as stem_benchmark
+from training.benchmarks.harness import measure, shares, summary
 from training.benchmarks.loader import PLAIN
 from training.records import read_record
-from training.tables import loader_rows, results, stem_rows
+from training.tables import cost_rows, loader_rows, results, stem_note, stem_rows
 
 QUICK = ("--size", "32", "--batch-size", "8", "--rounds", "2", "--seconds", "0.01", "--threads", "1")
 
@@ -47,20 +57,89 @@ def test_a_folder_without_images_is_one_line(tmp_path, program, capsys):
     assert f"{tmp_path}: no images" in capsys.readouterr().err
 
 
-def test_stems_are_compared_with_an_ordinary_network(tmp_path, program):
-    file = tmp_path / "stem.json"
-    options = ("--body", "resnet18", "--size", "32", "--batch-size", "2", "--rounds", "1", "--seconds", "0.01")
-    assert program("benchmark", "stem", *options, "--stems", "any-channel", "attention", "--record", file) == 0
-    record = read_record(file)
-    assert len(record["parts"]) == 3
+KINDS = ("training step", "inference, specialised", "inference, kernel made for every batch")
+SMALL = ("--body", "resnet10", "--size", "32", "--batch-size", "2", "--rounds", "1", "--seconds", "0.01")
+
+
+@pytest.fixture
+def stem_record(tmp_path, program):
+    """Runs a tiny benchmark of two stems on two sets."""
+
+    def run():
+        file = tmp_path / "stem.json"
+        options = ("--stems", "any-channel", "zero-fill", "--sets", "RG", "B", "--record", file)
+        assert program("benchmark", "stem", *SMALL, *options) == 0
+        return read_record(file)
+
+    return run
+
+
+def test_stems_are_compared_with_an_ordinary_network_on_each_set(stem_record, monkeypatch):
+    seen = set()  # width of the ordinary network's first layer, and the set that it is run on
+    original = PlainStem.kernel
+    monkeypatch.setattr(
+        PlainStem,
+        "kernel",
+        lambda self, channels: seen.add((self.conv.weight.shape[1], str(channels))) or original(self, channels),
+    )
+    record = stem_record()
+    assert seen == {(2, "RG"), (1, "B")}
+    assert list(record["parts"]) == [f"{kind}, {chosen}" for kind in KINDS for chosen in ("RG", "B")]
     for part in record["parts"].values():
-        assert list(part["rates"]) == ["plain", "any-channel", "attention"]
+        assert list(part["rates"]) == ["plain", "any-channel", "zero-fill"]
         assert min(rates[0] for rates in part["rates"].values()) > 0
-    ours = record["parts"]["training step"]["rates"]
-    _, row, _ = stem_rows([record])
-    assert row[0] == "any-channel resnet18"
-    assert row[1].startswith(f"{ours['plain'][0] / ours['any-channel'][0]:.2f} (")  # time, not speed
+    assert list(record["kernels"]) == ["RG", "B"]
+    for part in record["kernels"].values():  # zero-fill's kernel is a weight as it stands
+        assert list(part["rates"]) == ["forward pass", "any-channel"]
+        forward, kernel = (rates[0] for rates in part["rates"].values())
+        assert part["percent"]["any-channel"]["median"] == pytest.approx(100 * forward / kernel)
+    head, ours, naive = stem_rows([record])
+    assert len(head) == len(ours) == len(naive) == 1 + 3 * 2 + 2
+    assert ours[0] == "any-channel resnet10"
+    rates = record["parts"]["training step, RG"]["rates"]
+    assert ours[1].startswith(f"{rates['plain'][0] / rates['any-channel'][0]:.2f} (")  # time, not speed
+    assert ours[-1].startswith(f"{record['kernels']['B']['percent']['any-channel']['median']:.2f} (")
+    assert naive[-2:] == ["–", "–"]
     assert record["provenance"]["commit"][:12] in results([record])
+    assert "an ordinary network on RG / B:" in stem_note([record])
+    _stands_beside_one_of_other_sets(record)
+
+
+def _stands_beside_one_of_other_sets(record):
+    """Records made before sets could be chosen have other parts, and no kernels."""
+    old = copy.deepcopy(record)
+    old["parts"] = {"training step": old["parts"]["training step, RG"]}
+    del old["kernels"], old["settings"]["sets"]
+    assert [len(row) for row in stem_rows([old])] == [2, 2, 2]
+    assert stem_rows([old, record])[1][2:] == ["–"] * 8
+    assert stem_note([old]).count("an ordinary network on RGB:") == 1
+    assert "kernel alone" not in stem_note([old])
+
+
+def test_one_network_at_a_time_is_in_memory(stem_record, monkeypatch):
+    """accelerate holds on to what it prepared: ten stems on three sets in five rounds would fill the memory."""
+    networks, alive = [], []
+    original = stem_benchmark.new_model
+
+    def counted(*arguments):
+        alive.append(sum(network() is not None for network in networks))
+        network = original(*arguments)
+        networks.append(weakref.ref(network))
+        return network
+
+    monkeypatch.setattr(stem_benchmark, "new_model", counted)
+    gc.disable()  # Python may collect now and then, which is not to be relied upon
+    try:
+        stem_record()
+    finally:
+        gc.enable()
+    assert len(alive) > 3 * 3 * 2
+    assert max(alive) <= 1
+
+
+def test_a_set_that_no_image_has_is_one_line(program, capsys):
+    assert program("benchmark", "stem", *SMALL, "--sets", "RX") == 2
+    assert "--sets RX: unknown channel" in capsys.readouterr().err
 
 
 def test_ratios_are_taken_within_a_round():
@@ -69,6 +148,12 @@ def test_ratios_are_taken_within_a_round():
     rows = summary(rates, "a")
     assert rows["b"]["ratio"] == {"median": 2, "min": 2, "max": 3}
     assert rows["b"]["images_per_s"]["median"] == 200
+
+
+def test_shares_are_parts_of_the_time_of_the_whole():
+    """At ten times the speed a part takes a tenth of the time; like ratios, within a round."""
+    rates = {"whole": [100.0, 10.0, 100.0], "part": [1000.0, 100.0, 2000.0]}
+    assert shares(rates, "whole") == {"part": {"median": 10, "min": 5, "max": 10}}
 
 
 def test_contenders_take_turns_and_are_counted_after_their_warm_up(monkeypatch):
@@ -85,3 +170,16 @@ def test_contenders_take_turns_and_are_counted_after_their_warm_up(monkeypatch):
     rates = measure(contenders, rounds=2, seconds=2.0)
     assert rates == {"slow": [10, 10], "fast": [40, 40]}
     assert turns == ["slow", "fast", "slow", "fast"]
+
+
+def test_activations_stand_in_the_table_of_costs():
+    costs = {
+        name: asdict(channel_cost(build_model("resnet10", "slices", "RGB", 5), ChannelSet((name,)), 32))
+        for name in "RG"
+    }
+    del costs["G"]["activations"]  # as in records made before they were counted
+    head, red, green = cost_rows([{"name": "m", "cost": {"sets": costs, "stored_parameters": 1}}])
+    place = head.index("activations per image")
+    assert red[place] == f"{costs['R']['activations'] / 1e6:.2f} M" != "0.00 M"
+    assert green[place] == "–"
+    assert len(head) == len(red) == len(green)

@@ -4,6 +4,7 @@ Each round times every contender once, so that whatever slows the machine down f
 ratio is taken within a round, and the median over the rounds is told with its spread.
 """
 
+import gc
 import itertools
 import statistics
 import time
@@ -19,7 +20,7 @@ WARM_UP = 8  # batches: more than any contender prefetches, so that none starts 
 
 
 def measure(
-    contenders: Mapping[str, Callable[[], Contender]], *, rounds: int, seconds: float
+    contenders: Mapping[str, Callable[[], Contender]], *, rounds: int, seconds: float, warm_up: int = WARM_UP
 ) -> dict[str, list[float]]:
     """Images per second of each contender in each round.
 
@@ -27,17 +28,19 @@ def measure(
         contenders: name → what starts it; one at a time is alive, so that none works in another's time.
         rounds: how often each is timed.
         seconds: how long it is timed in a round, warm-up not counted.
+        warm_up: batches before that.
     """
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds):
         for name, start in contenders.items():
-            rates[name].append(_rate(start(), seconds))
+            gc.collect()  # networks refer to themselves, so that the last one may still be there
+            rates[name].append(_rate(start(), seconds, warm_up))
             print(f"round {turn + 1}/{rounds}  {name}: {rates[name][-1]:.0f} images/s", flush=True)
     return rates
 
 
-def _rate(contender: Contender, seconds: float) -> float:
-    for _ in itertools.islice(contender, WARM_UP):
+def _rate(contender: Contender, seconds: float, warm_up: int) -> float:
+    for _ in itertools.islice(contender, warm_up):
         pass
     _wait_for_gpu()
     start, images = time.perf_counter(), 0
@@ -61,6 +64,18 @@ def summary(rates: Mapping[str, list[float]], baseline: str) -> dict[str, dict[s
     return {name: {"images_per_s": _spread(rates[name]), "ratio": _spread(ratios[name])} for name in rates}
 
 
+def shares(rates: Mapping[str, list[float]], whole: str) -> dict[str, dict[str, float]]:
+    """For each contender its time in percent of the whole's: median, minimum and maximum.
+
+    The whole is one of the contenders, and the others are parts of its work.
+    """
+    return {
+        name: _spread([100 * theirs / ours for ours, theirs in zip(row, rates[whole], strict=True)])
+        for name, row in rates.items()
+        if name != whole
+    }
+
+
 def show(title: str, rows: Mapping[str, Mapping[str, Any]], baseline: str) -> None:
     """Print a summary as a table."""
     table = Table(title=title)
@@ -71,6 +86,17 @@ def show(title: str, rows: Mapping[str, Mapping[str, Any]], baseline: str) -> No
         ratio = row["ratio"]
         spread = f"{ratio['min']:.2f} – {ratio['max']:.2f}"
         table.add_row(name, f"{row['images_per_s']['median']:.0f}", f"{ratio['median']:.2f}", spread)
+    Console().print(table)
+
+
+def show_shares(title: str, rows: Mapping[str, Mapping[str, float]], whole: str) -> None:
+    """Print shares as a table."""
+    table = Table(title=title)
+    table.add_column("")
+    for column in (f"% of a {whole}", "min – max"):
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, f"{row['median']:.2f}", f"{row['min']:.2f} – {row['max']:.2f}")
     Console().print(table)
 
 

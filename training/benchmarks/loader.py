@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets.folder import default_loader
@@ -26,9 +25,9 @@ from pipelines.packed import pack_samples
 from pipelines.samples import Samples
 from pipelines.shards import Options, open_packed
 from training.benchmarks.harness import Contender, measure, show, summary
+from training.benchmarks.steps import CLASSES, noise, training_steps
 from training.build import cpu_threads, new_model
-from training.config import Model, Optim
-from training.optim import build_optimizer
+from training.config import Model
 from training.records import provenance, write_record
 from training.runtime import Runtime
 
@@ -178,20 +177,11 @@ def _plain(job: LoaderBenchmark, samples: Samples, device: torch.device, workers
 
 
 def _training(job: LoaderBenchmark, runtime: Runtime) -> Contender:
-    """Training steps on images that are on the device already: what a loader must keep up with."""
-    model = new_model(Model(body=job.body), classes=100)
-    model, optimizer = runtime.prepare(model, build_optimizer(model, Optim()))
-    images = torch.randn(job.batch_size, 3, job.size, job.size, device=runtime.device)
-    images = images.to(memory_format=torch.channels_last)
-    labels = torch.zeros(job.batch_size, dtype=torch.int64, device=runtime.device)
+    """What a loader must keep up with."""
+    model = new_model(Model(body=job.body), CLASSES)
     every = ChannelSet.full(model.stem.vocabulary)
-    while True:
-        with runtime.autocast():
-            loss = F.cross_entropy(model([images], [every]).float(), labels)
-        runtime.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        yield job.batch_size
+    images = noise(job.batch_size, len(every), job.size, runtime.device)
+    return training_steps(model, images, every, runtime.precision)
 
 
 def _record(job: LoaderBenchmark, samples: Samples, runtime: Runtime, rates: dict, rows: dict) -> dict[str, Any]:
