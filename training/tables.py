@@ -158,29 +158,25 @@ def _rate(record: dict[str, Any], name: str) -> str:
 
 
 def stem_rows(records: Records) -> Rows:
-    """Per record and stem: how much longer than an ordinary network's everything takes, and kernels' own time."""
-    kinds = list(dict.fromkeys(kind for record in records for kind in record["parts"]))
-    sets = list(dict.fromkeys(chosen for record in records for chosen in record.get("kernels", {})))
-    rows = [["time ÷ plain", *kinds, *(f"kernel alone, % of a forward pass, {chosen}" for chosen in sets)]]
+    """Per stem and channel set: time over that of an ordinary network on this set, and the kernel's part in it."""
+    kinds = list(next(iter(records[0]["parts"].values())))
+    rows = [["time ÷ plain", "channels", *kinds, "kernel alone, % of a forward pass"]]
     for record in records:
         for name in record["settings"]["stems"]:
-            times = [_time(record["parts"].get(kind), name) for kind in kinds]
-            percent = [_percent(record.get("kernels", {}).get(chosen), name) for chosen in sets]
-            rows.append([f"{name} {record['name']}", *times, *percent])
+            for chosen, parts in record["parts"].items():
+                times = [_time(parts[kind]["summary"][name]["ratio"]) for kind in kinds]
+                percent = record["kernels"][chosen]["percent"].get(name)
+                rows.append([f"{name} {record['name']}", chosen, *times, _percent(percent)])
     return rows
 
 
-def _time(part: dict[str, Any] | None, name: str) -> str:
-    if part is None:
-        return "–"
-    r = part["summary"][name]["ratio"]  # of speeds
-    return f"{1 / r['median']:.2f} ({1 / r['max']:.2f}–{1 / r['min']:.2f})"
+def _time(speed: dict[str, float]) -> str:
+    return f"{1 / speed['median']:.2f} ({1 / speed['max']:.2f}–{1 / speed['min']:.2f})"
 
 
-def _percent(part: dict[str, Any] | None, name: str) -> str:
+def _percent(percent: dict[str, float] | None) -> str:
     """Nothing for a stem whose kernel is a weight as it stands."""
-    r = (part or {"percent": {}})["percent"].get(name)
-    return f"{r['median']:.2f} ({r['min']:.2f}–{r['max']:.2f})" if r else "–"
+    return f"{percent['median']:.2f} ({percent['min']:.2f}–{percent['max']:.2f})" if percent else "–"
 
 
 def stem_note(records: Records) -> str:
@@ -188,15 +184,13 @@ def stem_note(records: Records) -> str:
     about = [
         f"{r['name']} at {r['settings']['size']} px, {r['settings']['batch_size']} images, {r['precision']}, "
         f"{r['settings']['rounds']} rounds of {r['settings']['seconds']:g} s on {r['provenance']['hardware']}, "
-        f"at commit {r['provenance']['commit'][:12]}"
+        f"{r['settings']['threads']} threads, at commit {r['provenance']['commit'][:12]}"
         for r in records
     ]
-    sets = list(dict.fromkeys(name for r in records for name in r["settings"].get("sets", ["RGB"])))
-    alone = " A kernel alone is made once for a batch, and told by the time of that network's forward pass."
     return (
         "Median with smallest and largest value over rounds in which all took turns in one process, by the time "
-        f"of an ordinary network on {' / '.join(sets)}: {'; '.join(about)}."
-        f"{alone if any('kernels' in r for r in records) else ''}"
+        "of an ordinary network on the same channels. A kernel is made once for a batch, and told by the time of "
+        f"that network's forward pass: {'; '.join(about)}."
     )
 
 

@@ -59,11 +59,7 @@ class StemBenchmark:
         """Measure, print, and keep the record where one is wanted."""
         runtime = Runtime("auto")
         sets = [ChannelSet.parse(name, Model().channels) for name in self.sets]
-        parts = {
-            f"{kind}, {chosen}": self._part(f"{kind}, {chosen}", start, chosen, runtime)
-            for kind, start in _KINDS.items()
-            for chosen in sets
-        }
+        parts = {str(chosen): self._parts(chosen, runtime) for chosen in sets}
         kernels = {str(chosen): self._kernels(chosen, runtime) for chosen in sets}
         if self.record:
             write_record(self.record, self._result(parts, kernels, runtime))
@@ -76,6 +72,12 @@ class StemBenchmark:
     def images(self, channels: ChannelSet, runtime: Runtime) -> Tensor:
         """A batch of one channel set that is on the device already."""
         return noise(self.batch_size, len(channels), self.size, runtime.device)
+
+    def _parts(self, channels: ChannelSet, runtime: Runtime) -> dict[str, Any]:
+        """Each kind of work on one channel set."""
+        return {
+            kind: self._part(f"{kind}, {channels}", start, channels, runtime) for kind, start in _KINDS.items()
+        }
 
     def _part(self, title: str, start: "_Start", channels: ChannelSet, runtime: Runtime) -> dict[str, Any]:
         """All stems and the ordinary network at one kind of work on one channel set."""
@@ -111,6 +113,7 @@ class StemBenchmark:
 
     def _result(self, parts: dict[str, Any], kernels: dict[str, Any], runtime: Runtime) -> dict[str, Any]:
         settings = {key: value for key, value in asdict(self).items() if key != "record"}
+        settings["threads"] = torch.get_num_threads()
         return {
             "kind": "benchmark stem",
             "name": self.body,
