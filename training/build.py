@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from pipelines.errors import DataError
 from pipelines.integrity import scan, scan_splits
 from pipelines.manifest import Manifest, parse_labels, read_split
 from pipelines.samples import Samples
-from training.config import ConfigError, Data, Model
+from training.checkpoint import load_weights
+from training.config import ConfigError, Data, Model, Recipe, load_recipe
 from training.runtime import Runtime
 
 
@@ -99,6 +101,19 @@ def first_images(data: Data, samples: Samples, channels: Vocabulary = RGB, count
     view = View(size=data.size, training=False, channels=channels)
     loader, _ = build_loader("auto", samples, view, min(count, len(samples)), torch.device("cpu"))
     return next(iter(loader)).images
+
+
+def load_model(run_dir: Path) -> tuple[Recipe, ChannelNet, dict[str, str]]:
+    """A finished run's recipe, its network on the CPU in inference mode, and what its weights say of themselves.
+
+    Raises:
+        DataError: the run directory lacks one of them, or it cannot be read.
+    """
+    recipe = load_recipe(run_dir / "config.yaml")
+    weights, metadata = load_weights(run_dir / "model.safetensors")
+    model = new_model(recipe.model, int(metadata["classes"]))
+    model.load_state_dict(weights)
+    return recipe, model.eval(), metadata
 
 
 def new_model(settings: Model, classes: int) -> ChannelNet:

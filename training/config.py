@@ -187,8 +187,12 @@ class Schedule:
     groups: int = 4
     """Groups of a sandwich or mixed batch, each with a channel set of its own; 2 or more."""
     distill: float = 0.0
-    """Where channels lack, this part of the loss, 0 to 1, is the distance to the network's own answer on all
-    channels; it costs another forward pass of those images."""
+    """This part of the loss, 0 to 1, is the distance to a teacher's answer on all channels of the same crop, which
+    costs a forward pass. Without --schedule.teacher the network teaches itself, where channels lack."""
+    teacher: Path | None = None
+    """Run directory of a finished network that teaches every image."""
+    temperature: float = 1.0
+    """Of both answers that distillation compares; above 1 the unlikely classes count for more."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of convolutions and matrix products. auto: bf16 where the hardware has it, else fp32."""
     eval_epochs: int = 5
@@ -205,6 +209,12 @@ class Schedule:
             raise ConfigError(f"--schedule.groups {self.groups} must be at least 2: all channels, and one channel")
         if not 0 <= self.distill <= 1:
             raise ConfigError(f"--schedule.distill {self.distill} must lie in [0, 1]")
+        if self.teacher and not self.distill:
+            raise ConfigError(
+                f"--schedule.teacher {self.teacher} teaches nothing; add --schedule.distill 0.5, say"
+            )
+        if not self.temperature > 0:
+            raise ConfigError(f"--schedule.temperature {self.temperature} must be above 0")
         for name in ("epochs", "eval_epochs", "log_steps", "checkpoint_steps", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--schedule.{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
@@ -233,7 +243,8 @@ class Recipe:
         taken = model.plain_channels or model.vocabulary
         if model.stem == "plain" and wanted != taken and not (wanted == "full" and taken == model.vocabulary):
             raise ConfigError(f"--model.stem plain takes {taken} alone; add --schedule.channel-sets {taken}")
-        if model.stem == "plain" and self.schedule.distill and taken != model.vocabulary:
+        itself = self.schedule.distill and not self.schedule.teacher
+        if model.stem == "plain" and itself and taken != model.vocabulary:
             raise ConfigError(f"--schedule.distill needs a stem that takes all channels, not plain on {taken}")
         if wanted in STRATEGIES:
             return

@@ -22,10 +22,9 @@ from modeling.resnet import ChannelNet
 from pipelines.batch import Loader
 from pipelines.errors import DataError
 from pipelines.progress import track
-from training.build import descriptor, load_samples, make_loader, new_model
-from training.checkpoint import load_weights
+from training.build import descriptor, load_model, load_samples, make_loader
 from training.cli import run_program
-from training.config import ConfigError, Recipe, load_recipe, to_dict
+from training.config import ConfigError, Recipe, to_dict
 from training.metrics import Score, to_hex
 from training.monitor import read_metrics
 from training.recalibrate import recalibrate
@@ -85,10 +84,9 @@ def main(job: Evaluation) -> None:
 
 def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]:
     """The record of one run: scores, costs, training history, provenance."""
-    recipe = load_recipe(run_dir / "config.yaml")
+    recipe, model, metadata = load_model(run_dir)
     if job.data:
         recipe = replace(recipe, data=replace(recipe.data, path=job.data, root=None))
-    weights, metadata = load_weights(run_dir / "model.safetensors")
     samples = load_samples(recipe.data, job.split, runtime)
     classes = int(metadata["classes"])
     if samples.classes != classes:
@@ -96,9 +94,7 @@ def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]
             f"{run_dir} was trained on {classes} classes, but {recipe.data.path} has {samples.classes}; "
             "name the right folder with --data"
         )
-    model = new_model(recipe.model, classes)
-    model.load_state_dict(weights)
-    model.to(runtime.device).eval()
+    model.to(runtime.device)
     networks, stand_ins = _networks(model, job)
     channels = tuple(dict.fromkeys([*recipe.model.channels, *(name for chosen in networks for name in chosen)]))
     loader, _ = make_loader(recipe.data, samples, runtime, training=False, channels=channels)
@@ -184,6 +180,8 @@ def _cost(model: ChannelNet, recipe: Recipe, sets: list[ChannelSet]) -> dict[str
 def _portable_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe without paths of one machine: data is known by its fingerprint."""
     values = to_dict(recipe)
+    if recipe.schedule.teacher:
+        values["schedule"]["teacher"] = recipe.schedule.teacher.name
     values["data"] |= {"path": Path(values["data"]["path"]).name, "root": None}
     return values
 

@@ -15,6 +15,7 @@ from pipelines.batch import Batch, Loader
 from pipelines.progress import track
 from training.checkpoint import Checkpoints
 from training.config import Recipe
+from training.distill import Teacher
 from training.metrics import Score
 from training.monitor import Monitor
 from training.optim import learning_rate, set_learning_rate
@@ -82,6 +83,9 @@ class Trainer:
         self.train, self.val = train, val
         self.checkpoints, self.monitor, self.stop = checkpoints, monitor, stop
         self.vocabulary = recipe.model.channels
+        self.teacher = None
+        if recipe.schedule.distill:
+            self.teacher = Teacher(recipe, runtime.unwrap(model), train.samples.classes, runtime)
         self.evaluated = listed_sets(recipe) or runtime.unwrap(model).stem.sets()
         self.steps_per_epoch = -(-len(train.samples) // recipe.data.batch_size)
         self.steps = recipe.schedule.epochs * self.steps_per_epoch
@@ -159,31 +163,22 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> Tensor:
         """Mean over the batch with padding rows as zero, so that each sample weighs the same in an epoch."""
-        sets = channel_sets(self.recipe, self.step)
-        parts = batch.images.tensor_split(len(sets))  # evenly; empty ones where there are fewer images than groups
-        groups = [(part, chosen) for part, chosen in zip(parts, sets, strict=True) if len(part)]
+        groups = self._groups(batch.images)
         with self.runtime.autocast():
             images = [chosen.select(part, self.vocabulary) for part, chosen in groups]
             logits = self.model(images, [chosen for _, chosen in groups]).float()
         smoothing = self.recipe.optim.label_smoothing
         losses = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=smoothing)
-        if self.recipe.schedule.distill:
-            lacking = torch.cat([torch.full((len(p),), len(c) < len(self.vocabulary)) for p, c in groups])
-            lacking = lacking.to(losses.device)
-            teacher = self._on_all_channels(batch.images[lacking])
-            losses = losses.index_put(
-                (lacking,), mix(losses[lacking], logits[lacking], teacher, self.recipe.schedule.distill)
-            )
+        if self.teacher:
+            lacking = [torch.full((len(p),), len(c) < len(self.vocabulary), device=p.device) for p, c in groups]
+            losses = self.teacher.mix(losses, logits, batch.images, torch.cat(lacking))
         return (losses * batch.valid).mean()
 
-    def _on_all_channels(self, images: Tensor) -> Tensor:
-        """The network's own answer, with running statistics: these images must not enter the batch's twice."""
-        model = self.runtime.unwrap(self.model)
-        model.eval()
-        with torch.no_grad(), self.runtime.autocast():
-            logits = model(images, ChannelSet.full(self.vocabulary)).float()
-        model.train()
-        return logits
+    def _groups(self, images: Tensor) -> list[tuple[Tensor, ChannelSet]]:
+        """The batch in even parts, each with the channel set that it shall be seen by in this step."""
+        sets = channel_sets(self.recipe, self.step)
+        parts = images.tensor_split(len(sets))  # empty ones where there are fewer images than groups
+        return [(part, chosen) for part, chosen in zip(parts, sets, strict=True) if len(part)]
 
     def _validate(self) -> None:
         start = time.perf_counter()
@@ -242,20 +237,6 @@ class Trainer:
     def _say(self, line: str) -> None:
         if self.runtime.is_main:
             print(line, flush=True)
-
-
-def mix(losses: Tensor, logits: Tensor, teacher: Tensor, part: float) -> Tensor:
-    """Losses of which a part is the Kullback-Leibler divergence from a teacher's answers.
-
-    In-place distillation: Yu and Huang, "Universally Slimmable Networks", arXiv 1903.05134.
-
-    Args:
-        losses: (N,) of the labels.
-        logits, teacher: N×classes; no gradient flows into the teacher's.
-        part: 0 … 1.
-    """
-    distance = F.kl_div(logits.log_softmax(1), teacher.detach().softmax(1), reduction="none").sum(1)
-    return (1 - part) * losses + part * distance
 
 
 def format_scores(scores: dict[str, Score]) -> str:

@@ -74,9 +74,10 @@ def _train(job: Job, runtime: Runtime) -> None:
 
 
 def _recipe(job: Job) -> Recipe:
-    """The job's recipe alone, with data paths that hold from any folder."""
+    """The job's recipe alone, with paths that hold from any folder."""
     recipe = Recipe(**{name: getattr(job, name) for name in Recipe.__dataclass_fields__})
-    return replace(recipe, data=recipe.data.absolute())
+    teacher = job.schedule.teacher and job.schedule.teacher.absolute()
+    return replace(recipe, data=recipe.data.absolute(), schedule=replace(job.schedule, teacher=teacher))
 
 
 def _build_trainer(

@@ -1,11 +1,11 @@
 """The benchmark program: what it measures, and what it makes of it. That it is fast, no test says."""
 
-import copy
 import gc
 import weakref
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from modeling.channels import ChannelSet
 from modeling.cost import channel_cost
@@ -15,7 +15,7 @@ from training.benchmarks import stem as stem_benchmark
 from training.benchmarks.harness import measure, shares, summary
 from training.benchmarks.loader import PLAIN
 from training.records import read_record
-from training.tables import cost_rows, loader_rows, results, stem_note, stem_rows
+from training.tables import cost_rows, loader_rows, results, stem_rows
 
 QUICK = ("--size", "32", "--batch-size", "8", "--rounds", "2", "--seconds", "0.01", "--threads", "1")
 
@@ -84,36 +84,30 @@ def test_stems_are_compared_with_an_ordinary_network_on_each_set(stem_record, mo
     )
     record = stem_record()
     assert seen == {(2, "RG"), (1, "B")}
-    assert list(record["parts"]) == [f"{kind}, {chosen}" for kind in KINDS for chosen in ("RG", "B")]
-    for part in record["parts"].values():
-        assert list(part["rates"]) == ["plain", "any-channel", "zero-fill"]
-        assert min(rates[0] for rates in part["rates"].values()) > 0
-    assert list(record["kernels"]) == ["RG", "B"]
+    assert list(record["parts"]) == list(record["kernels"]) == ["RG", "B"]
+    for parts in record["parts"].values():
+        assert tuple(parts) == KINDS
+        for part in parts.values():
+            assert list(part["rates"]) == ["plain", "any-channel", "zero-fill"]
+            assert min(rates[0] for rates in part["rates"].values()) > 0
     for part in record["kernels"].values():  # zero-fill's kernel is a weight as it stands
         assert list(part["rates"]) == ["forward pass", "any-channel"]
         forward, kernel = (rates[0] for rates in part["rates"].values())
         assert part["percent"]["any-channel"]["median"] == pytest.approx(100 * forward / kernel)
-    head, ours, naive = stem_rows([record])
-    assert len(head) == len(ours) == len(naive) == 1 + 3 * 2 + 2
-    assert ours[0] == "any-channel resnet10"
-    rates = record["parts"]["training step, RG"]["rates"]
-    assert ours[1].startswith(f"{rates['plain'][0] / rates['any-channel'][0]:.2f} (")  # time, not speed
-    assert ours[-1].startswith(f"{record['kernels']['B']['percent']['any-channel']['median']:.2f} (")
-    assert naive[-2:] == ["–", "–"]
+    assert record["settings"]["threads"] == torch.get_num_threads()
+
+
+def test_table_of_stems(stem_record):
+    record = stem_record()
+    head, *rows = stem_rows([record])
+    assert head == ["time ÷ plain", "channels", *KINDS, "kernel alone, % of a forward pass"]
+    named = [("any-channel", "RG"), ("any-channel", "B"), ("zero-fill", "RG"), ("zero-fill", "B")]
+    assert [(row[0].split()[0], row[1]) for row in rows] == named
+    rates = record["parts"]["B"]["training step"]["rates"]
+    assert rows[1][2].startswith(f"{rates['plain'][0] / rates['any-channel'][0]:.2f} (")  # time, not speed
+    assert rows[1][-1].startswith(f"{record['kernels']['B']['percent']['any-channel']['median']:.2f} (")
+    assert rows[2][-1] == rows[3][-1] == "–"
     assert record["provenance"]["commit"][:12] in results([record])
-    assert "an ordinary network on RG / B:" in stem_note([record])
-    _stands_beside_one_of_other_sets(record)
-
-
-def _stands_beside_one_of_other_sets(record):
-    """Records made before sets could be chosen have other parts, and no kernels."""
-    old = copy.deepcopy(record)
-    old["parts"] = {"training step": old["parts"]["training step, RG"]}
-    del old["kernels"], old["settings"]["sets"]
-    assert [len(row) for row in stem_rows([old])] == [2, 2, 2]
-    assert stem_rows([old, record])[1][2:] == ["–"] * 8
-    assert stem_note([old]).count("an ordinary network on RGB:") == 1
-    assert "kernel alone" not in stem_note([old])
 
 
 def test_one_network_at_a_time_is_in_memory(stem_record, monkeypatch):

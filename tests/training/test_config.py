@@ -3,6 +3,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from training.config import (
     save_recipe,
     to_dict,
 )
-from training.loop import mix
+from training.distill import mix
 from training.optim import build_optimizer, learning_rate
 from training.recipes import RECIPES
 from training.runtime import resolve_precision
@@ -211,6 +212,8 @@ def test_neither_a_strategy_nor_a_set(strategy):
         ({"stem": "plain", "plain_channels": "RG"}, {}, "takes RG alone; add --schedule.channel-sets RG"),
         ({"stem": "plain"}, {"channel_sets": "RG"}, "takes RGB alone"),
         ({}, {"distill": 1.5}, "--schedule.distill 1.5 must lie in"),
+        ({}, {"distill": 1, "temperature": 0}, "--schedule.temperature 0 must be above 0"),
+        ({}, {"teacher": Path("run")}, "--schedule.teacher run teaches nothing"),
     ],
 )
 def test_rivals_refuse_what_does_not_concern_them(model, schedule, reason):
@@ -235,6 +238,16 @@ def test_distilled_loss_is_cross_entropy_with_two_targets():
     assert torch.isclose(ours, wanted - 0.25 * entropy)
     gradients = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (ours, wanted)]
     assert torch.allclose(*gradients, atol=1e-7)
+
+
+def test_temperature_softens_both_and_keeps_the_gradient(seed=0):
+    torch.manual_seed(seed)
+    logits, teacher = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6)
+    ours = mix(torch.zeros(4), logits, teacher, 1.0, temperature=3.0).sum()
+    p, q = (teacher / 3).softmax(1), (logits / 3).softmax(1)
+    assert torch.isclose(ours, 9 * (p * (p / q).log()).sum(), atol=1e-5)
+    gradient = torch.autograd.grad(ours, logits)[0]
+    assert torch.allclose(gradient, 3 * (q - p), atol=1e-5)  # T² · 1/T · (q - p)
 
 
 def test_torch_is_seeded_by_the_recipe(fresh_accelerate):

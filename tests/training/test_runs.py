@@ -19,6 +19,7 @@ from tiny import TINY_WORDS, train_args
 
 from pipelines.sharding import epoch_order
 from training.monitor import read_metrics
+from training.records import read_record
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -107,21 +108,50 @@ def test_rivals_train_and_are_evaluated_on_the_sets_they_take(data_dir, tmp_path
         assert temperature == pytest.approx(30 - 29 * 9 / 50)
 
 
-def test_distillation_takes_part_and_leaves_the_norms_alone(data_dir, tmp_path, program, monkeypatch):
-    from training.loop import Trainer
+def watch_teacher(monkeypatch) -> list[int]:
+    """How many images were taught, step by step, from now on."""
+    from training.distill import Teacher
 
-    teach, calls = Trainer._on_all_channels, []
+    answers, calls = Teacher._answers, []
 
     def watched(self, images):
-        norms = [b.clone() for b in self.model.buffers()]
-        logits = teach(self, images)
-        assert self.model.training
+        norms = [b.clone() for b in self.student.buffers()]
+        logits = answers(self, images)
+        assert self.student.training
         assert not logits.requires_grad
-        assert all(torch.equal(a, b) for a, b in zip(norms, self.model.buffers(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(norms, self.student.buffers(), strict=True))
         calls.append(len(images))
         return logits
 
-    monkeypatch.setattr(Trainer, "_on_all_channels", watched)
+    monkeypatch.setattr(Teacher, "_answers", watched)
+    return calls
+
+
+def test_another_network_teaches_every_image(data_dir, finished_run, tmp_path, program, monkeypatch, capsys):
+    calls = watch_teacher(monkeypatch)
+    taught = ["--schedule.teacher", str(finished_run), "--schedule.distill", "1", "--schedule.temperature", "2"]
+    run = tmp_path / "student"
+    assert program("train", *train_args(data_dir, run, *taught)) == 0
+    assert calls == [8] * 10
+    assert program("evaluate", run) == 0
+    schedule = read_record(run / "sweep-test.json")["recipe"]["schedule"]
+    assert (schedule["teacher"], schedule["temperature"]) == (finished_run.name, 2)
+    for flags, reason in {
+        ("--data.labels", "0"): "was trained on other classes (3) than this run (1)",
+        (
+            "--model.vocabulary",
+            "R+G+650",
+            "--schedule.teacher",
+            str(finished_run),
+        ): "was trained on other channels",
+        ("--schedule.teacher", "nowhere"): "nowhere/config.yaml: no such file",
+    }.items():
+        assert program("train", *train_args(data_dir, tmp_path / "refused", *taught, *flags)) == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_distillation_takes_part_and_leaves_the_norms_alone(data_dir, tmp_path, program, monkeypatch):
+    calls = watch_teacher(monkeypatch)
     plain, taught = tmp_path / "plain", tmp_path / "taught"
     for run, part in ((plain, "0"), (taught, "0.5")):
         assert program("train", *train_args(data_dir, run, "--schedule.distill", part)) == 0
