@@ -39,10 +39,6 @@ hypernet          --model.stem hypernet
 depthwise         --model.stem depthwise
 attention         --model.stem attention
 shared-norm       --model.norm shared
-mean-fill         --model.stem zero-fill --model.fill mean --schedule.channel-sets full
-rescaled          --model.stem zero-fill-rescaled --schedule.channel-sets full
-repeat            --model.stem repeat --schedule.channel-sets full
-full              --schedule.channel-sets full
 templates-2       --model.templates 2
 templates-1       --model.templates 1
 wavelengths       --model.embedding wavelengths
@@ -66,6 +62,11 @@ one() { # NAME FLAGS…
     [[ $name != bands-* ]] || recipe=spectral
     "$PYTHON_HERE" -m training.train "$recipe" --name "$name" --run-dir "$RUNS/$name" --data.path "$DATA" --resume "$@"
     "$PYTHON_HERE" -m training.evaluate "$RUNS/$name"
+    local kind
+    case $name in # other ways to use the same weights
+    naive) for kind in mean rescaled repeat; do "$PYTHON_HERE" -m training.evaluate "$RUNS/$name" --missing "$kind"; done ;;
+    any-channel | shared-norm) "$PYTHON_HERE" -m training.evaluate "$RUNS/$name" --recalibrate 2000 ;;
+    esac
     [[ $name == bands-* ]] || return 0
     # shellcheck disable=SC2086 # each band, or set of bands, is a word of its own
     "$PYTHON_HERE" -m training.evaluate "$RUNS/$name" --unknown nearest --channel-sets $BANDS

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -103,13 +104,18 @@ def first_images(data: Data, samples: Samples, channels: Vocabulary = RGB, count
     return next(iter(loader)).images
 
 
-def load_model(run_dir: Path) -> tuple[Recipe, ChannelNet, dict[str, str]]:
+def load_model(run_dir: Path, **changes: str) -> tuple[Recipe, ChannelNet, dict[str, str]]:
     """A finished run's recipe, its network on the CPU in inference mode, and what its weights say of themselves.
+
+    Args:
+        run_dir: of `training.train`.
+        changes: settings of the model other than the recipe's, for which the weights are good too.
 
     Raises:
         DataError: the run directory lacks one of them, or it cannot be read.
     """
     recipe = load_recipe(run_dir / "config.yaml")
+    recipe = replace(recipe, model=replace(recipe.model, **changes))
     weights, metadata = load_weights(run_dir / "model.safetensors")
     model = new_model(recipe.model, int(metadata["classes"]))
     model.load_state_dict(weights)

@@ -24,7 +24,7 @@ from pipelines.errors import DataError
 from pipelines.progress import track
 from training.build import descriptor, load_model, load_samples, make_loader
 from training.cli import run_program
-from training.config import ConfigError, Recipe, to_dict
+from training.config import ConfigError, Recipe, load_recipe, to_dict
 from training.metrics import Score, to_hex
 from training.monitor import read_metrics
 from training.recalibrate import recalibrate
@@ -51,6 +51,9 @@ class Evaluation:
     unknown: Literal["describe", "nearest"] = "describe"
     """Bands that the model was not trained on: let it make their kernels from their wavelengths, or take each for
     the nearest band that it knows."""
+    missing: Literal["as-trained", "black", "mean", "rescaled", "repeat"] = "as-trained"
+    """What an ordinary network that was trained on all channels gets in place of missing ones, whatever its recipe
+    says: black, their mean, their mean with the rest scaled up, or copies of those that are there."""
     recalibrate: int = 0
     """Take the norms' statistics anew for each channel set, over this many training images; writes
     sweep-SPLIT-recalibrated.json."""
@@ -66,7 +69,12 @@ class Evaluation:
     @property
     def modifiers(self) -> list[str]:
         """What was done to the model before."""
-        return ["nearest"] * (self.unknown == "nearest") + ["recalibrated"] * bool(self.recalibrate)
+        changes = {
+            self.missing: self.missing != "as-trained",
+            "nearest": self.unknown == "nearest",
+            "recalibrated": bool(self.recalibrate),
+        }
+        return [name for name, made in changes.items() if made]
 
 
 def main(job: Evaluation) -> None:
@@ -84,7 +92,7 @@ def main(job: Evaluation) -> None:
 
 def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]:
     """The record of one run: scores, costs, training history, provenance."""
-    recipe, model, metadata = load_model(run_dir)
+    recipe, model, metadata = _load(run_dir, job)
     if job.data:
         recipe = replace(recipe, data=replace(recipe.data, path=job.data, root=None))
     samples = load_samples(recipe.data, job.split, runtime)
@@ -128,6 +136,33 @@ def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]
         "history": read_metrics(run_dir),
         "provenance": provenance("training.evaluate", runtime.world),
     }
+
+
+_ORDINARY = ("zero-fill", "zero-fill-rescaled", "repeat")  # stems that are one and the same on all channels
+_MISSING = {
+    "black": {"stem": "zero-fill", "fill": "black"},
+    "mean": {"stem": "zero-fill", "fill": "mean"},
+    "rescaled": {"stem": "zero-fill-rescaled"},
+    "repeat": {"stem": "repeat"},
+}
+
+
+def _load(run_dir: Path, job: Evaluation) -> tuple[Recipe, ChannelNet, dict[str, str]]:
+    """A finished run, its network changed as asked for.
+
+    Raises:
+        ConfigError: what stands for missing channels is not free to choose.
+    """
+    if job.missing == "as-trained":
+        return load_model(run_dir)
+    trained = load_recipe(run_dir / "config.yaml")
+    if trained.model.stem not in _ORDINARY or trained.schedule.channel_sets != "full":
+        raise ConfigError(
+            f"--missing {job.missing}: {run_dir} has a {trained.model.stem} stem and was trained on "
+            f"{trained.schedule.channel_sets} channel sets; only an ordinary network trained on all channels leaves "
+            "that open"
+        )
+    return load_model(run_dir, **_MISSING[job.missing])
 
 
 def _networks(model: ChannelNet, job: Evaluation) -> tuple[dict[ChannelSet, nn.Module], dict[str, str]]:

@@ -182,7 +182,7 @@ def test_every_run_of_task_a_is_a_recipe(copy):
             trained[job.name] = job
         else:
             evaluated.append(evaluate.parse(words))
-    assert len(trained) > 30
+    assert len(trained) >= 30
     differing = {str(replace(job, name="", run_dir=None)) for job in trained.values()}
     assert len(differing) == len(trained), "two runs are the same"
     assert {job.name for job in trained.values() if job.model.vocabulary != "RGB"} == {

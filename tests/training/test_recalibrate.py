@@ -1,6 +1,7 @@
 """Statistics of norms, taken anew."""
 
 import torch
+from tiny import train_args
 from torch import nn
 
 from modeling.channels import ChannelSet
@@ -41,3 +42,27 @@ def test_evaluation_keeps_both_records(finished_run, program):
     assert (plain["recalibrated_on"], again["recalibrated_on"]) == (0, 24)
     assert plain["scores"].keys() == again["scores"].keys()
     assert any(plain["scores"][name]["nll"] != again["scores"][name]["nll"] for name in plain["scores"])
+
+
+def test_an_ordinary_network_with_other_things_for_missing_channels(data_dir, tmp_path, program, capsys):
+    """What stands for missing channels makes no difference while none are missing, in training or in a test."""
+    runs = {}
+    for stem in ("zero-fill", "repeat"):
+        runs[stem] = tmp_path / stem
+        flags = ("--model.stem", stem, "--schedule.channel-sets", "full", "--schedule.eval-epochs", "2")
+        assert program("train", *train_args(data_dir, runs[stem], *flags)) == 0
+    ways = ("mean", "rescaled", "repeat", "black")
+    for way in ways:
+        assert program("evaluate", runs["zero-fill"], "--missing", way) == 0
+    scores = {way: read_record(runs["zero-fill"] / f"sweep-test-{way}.json")["scores"] for way in ways}
+    assert len({scores[way]["RGB"]["top1"] for way in ways}) == 1
+    assert len({scores[way]["R"]["nll"] for way in ways}) == 4
+    assert program("evaluate", runs["zero-fill"], runs["repeat"]) == 0
+    as_trained = {stem: read_record(run / "sweep-test.json")["scores"] for stem, run in runs.items()}
+    assert as_trained["zero-fill"] == scores["black"]
+    assert as_trained["repeat"] == scores["repeat"]
+
+
+def test_networks_that_leave_nothing_open(finished_run, program, capsys):
+    assert program("evaluate", finished_run, "--missing", "mean") == 2
+    assert "any-channel stem and was trained on sandwich channel sets" in capsys.readouterr().err
