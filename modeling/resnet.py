@@ -14,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from modeling.channels import ChannelSet
 from modeling.dynamic_conv import Channels
 from modeling.stems import Stem
+from modeling.two_layer import TwoLayerBody
 
 STEM_FEATURES, STEM_KERNEL, STEM_STRIDE = 64, 7, 2
 _BLOCKS = {"resnet10": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}  # in each of four stages
@@ -40,9 +41,13 @@ class ChannelNet(nn.Module):
         return self.body(features.contiguous(memory_format=torch.channels_last))
 
     def materialize(self, channels: Channels = None) -> nn.Sequential:
-        """The network for one channel set with a plain stem, in inference mode; it shares no memory with this."""
+        """The network for one channel set with a plain stem, in inference mode; it shares no memory with this.
+
+        The body of a two-layer network is merged, see `TwoLayerBody.merged`.
+        """
         stem = self.stem.materialize(self.stem.parse(channels))
-        plain = nn.Sequential(OrderedDict(stem=stem, body=copy.deepcopy(self.body)))
+        body = self.body.merged() if isinstance(self.body, TwoLayerBody) else copy.deepcopy(self.body)
+        plain = nn.Sequential(OrderedDict(stem=stem, body=body))
         return plain.eval().requires_grad_(False)
 
 

@@ -1,11 +1,15 @@
 """Name → model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
 
+from torch import nn
+
+from modeling import two_layer
 from modeling.channels import parse_names
 from modeling.dynamic_conv import Descriptor
+from modeling.pooling import Pooling
 from modeling.resnet import STEM_FEATURES, STEM_KERNEL, STEM_STRIDE, ChannelNet, resnet_body
 from modeling.rivals import (
     AttentionStem,
@@ -19,7 +23,18 @@ from modeling.rivals import (
 )
 from modeling.stems import AnyChannelStem, Gain, Norm, Stem, ZeroFillStem
 
-BodyName = Literal["resnet10", "resnet18", "resnet34"]
+BodyName = Literal[
+    "resnet10",
+    "resnet18",
+    "resnet34",
+    "strict",
+    "matched",
+    "rrdb",
+    "attention",
+    "graph",
+    "rrdb-attention",
+    "recurrent",
+]
 StemName = Literal[
     "any-channel",
     "zero-fill",
@@ -76,6 +91,103 @@ _STEMS: dict[StemName, Callable[[tuple, StemOptions], Stem]] = {
 }
 
 
+class StemShape(NamedTuple):
+    """What a body expects of its stem: features, and the kernel's size and stride."""
+
+    features: int
+    kernel_size: int
+    stride: int
+
+
+RESNET_STEM = StemShape(STEM_FEATURES, STEM_KERNEL, STEM_STRIDE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BodyOptions:
+    """What a two-layer body may be told; each takes what concerns it, a ResNet nothing.
+
+    Attributes:
+        width: multiplies the features of stem and body, which are rounded to a multiple of 32.
+        pooling: of the head, see `modeling.pooling`.
+        kernel_size: of strict's first layer (5 by default) and matched's depthwise convolutions (7); odd.
+        deep: train strict or matched with layers that are merged afterwards, see `modeling.merge`.
+        growth: of rrdb's first layer, and of rrdb-attention's.
+        neighbours: of each node in graph.
+        steps: of recurrent.
+
+    Raises:
+        ValueError: a number that no network can have.
+    """
+
+    width: float = 1.0
+    pooling: Pooling = "mean-std"
+    kernel_size: int | None = None
+    deep: bool = False
+    growth: int = 24
+    neighbours: int = 9
+    steps: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ValueError(f"width {self.width} must be above 0")
+        if self.kernel_size is not None and (self.kernel_size < 1 or self.kernel_size % 2 == 0):
+            raise ValueError(f"kernel_size {self.kernel_size} must be odd, so that it has a middle")
+        for name in ("growth", "neighbours", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+
+    def scaled(self, features: int) -> int:
+        """Features at this width: a multiple of 32, at least 32."""
+        return max(1, round(self.width * features / 32)) * 32
+
+
+@dataclass(frozen=True)
+class Body:
+    """How to build what stands behind a stem.
+
+    Attributes:
+        stem: what it expects at full width.
+        make: stem's features, classes, options → body.
+        scales: whether it has other widths.
+    """
+
+    stem: StemShape
+    make: Callable[[int, int, BodyOptions], nn.Module]
+    scales: bool = True
+
+    def stem_shape(self, options: BodyOptions) -> StemShape:
+        """The stem that it expects with these options."""
+        return self.stem._replace(features=options.scaled(self.stem.features)) if self.scales else self.stem
+
+
+def _resnet(name: str) -> Body:
+    return Body(RESNET_STEM, lambda features, classes, options: resnet_body(name, classes), scales=False)
+
+
+def _two_layer(stem: StemShape, factory: Callable[..., nn.Module], *names: str) -> Body:
+    """A body whose factory takes the pooling and the options of these names, where they are given."""
+
+    def make(features: int, classes: int, options: BodyOptions) -> nn.Module:
+        given = {name: getattr(options, name) for name in ("pooling", *names)}
+        return factory(features, classes, **{name: value for name, value in given.items() if value is not None})
+
+    return Body(stem, make)
+
+
+BODIES: dict[BodyName, Body] = {
+    "resnet10": _resnet("resnet10"),
+    "resnet18": _resnet("resnet18"),
+    "resnet34": _resnet("resnet34"),
+    "strict": _two_layer(StemShape(512, 7, 4), two_layer.strict, "kernel_size", "deep"),
+    "matched": _two_layer(StemShape(512, 8, 4), two_layer.matched, "kernel_size", "deep"),
+    "rrdb": _two_layer(StemShape(64, 7, 4), two_layer.rrdb, "growth"),
+    "attention": _two_layer(StemShape(192, 7, 4), two_layer.attention),
+    "graph": _two_layer(StemShape(192, 7, 4), two_layer.graph, "neighbours"),
+    "rrdb-attention": _two_layer(StemShape(64, 7, 4), two_layer.rrdb_attention, "growth"),
+    "recurrent": _two_layer(StemShape(64, 7, 4), two_layer.recurrent, "steps"),
+}
+
+
 def build_model(
     body: BodyName, stem: StemName, vocabulary: str | Sequence[str], classes: int, **options: Any
 ) -> ChannelNet:
@@ -86,12 +198,18 @@ def build_model(
         stem: how channel sets are taken in.
         vocabulary: channel names, e.g. "RGB".
         classes: number of logits.
-        options: of the stem, see `StemOptions`.
+        options: of the stem and of the body, see `StemOptions` and `BodyOptions`.
     """
-    return ChannelNet(build_stem(stem, vocabulary, **options), resnet_body(body, classes))
+    names = {field.name for field in fields(BodyOptions)}
+    own = BodyOptions(**{name: value for name, value in options.items() if name in names})
+    rest = {name: value for name, value in options.items() if name not in names}
+    kind = BODIES[body]
+    shape = kind.stem_shape(own)
+    return ChannelNet(build_stem(stem, vocabulary, shape, **rest), kind.make(shape.features, classes, own))
 
 
-def build_stem(name: StemName, vocabulary: str | Sequence[str], **options: Any) -> Stem:
-    """The stem of a ResNet: 7×7, stride 2, 64 features; `options` as in `StemOptions`."""
-    shape = (parse_names(vocabulary), STEM_FEATURES, STEM_KERNEL, STEM_STRIDE)
-    return _STEMS[name](shape, StemOptions(**options))
+def build_stem(
+    name: StemName, vocabulary: str | Sequence[str], shape: StemShape = RESNET_STEM, **options: Any
+) -> Stem:
+    """A stem as a body expects it, by default that of a ResNet; `options` as in `StemOptions`."""
+    return _STEMS[name]((parse_names(vocabulary), *shape), StemOptions(**options))

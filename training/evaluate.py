@@ -159,8 +159,8 @@ def _load(run_dir: Path, job: Evaluation) -> tuple[Recipe, ChannelNet, dict[str,
     if trained.model.stem not in _ORDINARY or trained.schedule.channel_sets != "full":
         raise ConfigError(
             f"--missing {job.missing}: {run_dir} has a {trained.model.stem} stem and was trained on "
-            f"{trained.schedule.channel_sets} channel sets; only an ordinary network trained on all channels leaves "
-            "that open"
+            f"{trained.schedule.channel_sets} channel sets; that is open only where an ordinary network was "
+            "trained on all channels"
         )
     return load_model(run_dir, **_MISSING[job.missing])
 
