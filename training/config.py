@@ -5,6 +5,7 @@ the evaluator and by `--resume`.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
@@ -147,17 +148,42 @@ class Model:
 
 
 @dataclass(kw_only=True)
-class Optim:
-    """SGD with Nesterov momentum; learning rate warmed up linearly, then lowered along a cosine to 0."""
+class Augment:
+    """What else is done to training images, beside crops and flips."""
 
+    mixup: float = 0.0
+    """Each batch is mixed with itself in another order, by parts drawn from Beta(α, α) with this α; 0 does not."""
+    cutmix: float = 0.0
+    """The same, but a rectangle of each image is replaced; with both, one of them is drawn for each step."""
+
+    def __post_init__(self) -> None:
+        for name in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"--augment.{name} {getattr(self, name)} must not be negative")
+
+
+@dataclass(kw_only=True)
+class Optim:
+    """The optimizer and its learning rate, warmed up linearly, then lowered."""
+
+    optimizer: Literal["sgd", "adamw", "lamb", "muon"] = "sgd"
+    """sgd with Nesterov momentum; the others want a learning rate of about 0.001 (adamw), 0.005 (lamb) or 0.002
+    (muon, which is for weights of layers; the rest is left to AdamW)."""
     lr: float = 0.1
-    """Highest learning rate."""
+    """Highest learning rate, for the batch size of the recipe: it holds for any number of ranks."""
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls to 0, if it does."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Of sgd and muon."""
     weight_decay: float = 5e-4
     """On weights of convolutions and linear layers only; norms, biases and embeddings have none."""
     warmup_epochs: float = 1.0
     """Epochs until the highest learning rate is reached."""
+    clip: float | None = None
+    """Largest norm of the gradient; a larger gradient is scaled down to it."""
+    ema: float = 0.0
+    """Part of a running mean of the weights that a step keeps, e.g. 0.999; that mean is validated, and saved as
+    the result. 0 has none."""
     label_smoothing: float = 0.1
     """Probability mass spread over all classes in the target."""
 
@@ -166,6 +192,10 @@ class Optim:
             raise ConfigError(f"--optim.lr {self.lr} must be above 0")
         if not 0 < self.momentum < 1:
             raise ConfigError(f"--optim.momentum {self.momentum} must lie in (0, 1)")
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(f"--optim.clip {self.clip} must be above 0; leave it out for none")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"--optim.ema {self.ema} must lie in [0, 1)")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"--optim.label-smoothing {self.label_smoothing} must lie in [0, 1)")
         for name in ("weight_decay", "warmup_epochs"):
@@ -195,6 +225,9 @@ class Schedule:
     """Of both answers that distillation compares; above 1 the unlikely classes count for more."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of convolutions and matrix products. auto: bf16 where the hardware has it, else fp32."""
+    accumulate: int = 1
+    """Parts that each rank's share of a batch is worked through in, to save memory; their gradients add up. Norms
+    see a part at a time."""
     eval_epochs: int = 5
     """Epochs between sweeps over the validation list; the last epoch always ends with one."""
     log_steps: int = 20
@@ -215,7 +248,7 @@ class Schedule:
             )
         if not self.temperature > 0:
             raise ConfigError(f"--schedule.temperature {self.temperature} must be above 0")
-        for name in ("epochs", "eval_epochs", "log_steps", "checkpoint_steps", "keep"):
+        for name in ("epochs", "accumulate", "eval_epochs", "log_steps", "checkpoint_steps", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--schedule.{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
 
@@ -230,6 +263,7 @@ class Recipe:
     """Of weights, order, crops and channel sets."""
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
+    augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
 

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from modeling.channels import ChannelSet
 from pipelines.batch import Batch, Loader
 from pipelines.progress import track
+from training.augment import Mixer
 from training.checkpoint import Checkpoints
 from training.config import Recipe
 from training.distill import Teacher
@@ -37,7 +39,8 @@ class Meter:
     """What happened since it was last read; sums stay on the device until then, so that no step waits for them.
 
     Attributes:
-        sums: summed loss, and the number of images it is over, of this rank, shape (2,).
+        sums: summed loss, the number of images it is over, summed norms of gradients, and the number of steps, of
+            this rank, shape (4,).
         waited: seconds spent waiting for data.
     """
 
@@ -45,12 +48,17 @@ class Meter:
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
+    def add(self, loss: Tensor, valid: Tensor, norm: Tensor) -> None:
+        """Count a step: its mean loss, which rows were images, and the norm of its gradient."""
+        self.sums += torch.stack([loss * len(valid), valid.sum(), norm, torch.ones_like(norm)])
+
     def read(self, runtime: Runtime) -> dict[str, float]:
-        """Mean loss and images/s over all ranks, and the part of the time that this one waited for data."""
+        """Means of loss and gradient norm, images/s over all ranks, and the part of the time this one waited."""
         seconds = time.perf_counter() - self.since
-        loss, images = runtime.sum(self.sums).tolist()
+        loss, images, norms, steps = runtime.sum(self.sums).tolist()
         return {
             "train/loss": loss / max(images, 1.0),
+            "train/grad_norm": norms / max(steps, 1.0),
             "train/images_per_s": images / seconds,
             "train/data_wait": self.waited / seconds,
         }
@@ -86,6 +94,8 @@ class Trainer:
         self.teacher = None
         if recipe.schedule.distill:
             self.teacher = Teacher(recipe, runtime.unwrap(model), train.samples.classes, runtime)
+        self.mixer = Mixer(recipe.augment, train.samples.classes, recipe.seed, runtime.rank)
+        self.ema = running_mean(runtime.unwrap(model), recipe.optim.ema)
         self.evaluated = listed_sets(recipe) or runtime.unwrap(model).stem.sets()
         self.steps_per_epoch = -(-len(train.samples) // recipe.data.batch_size)
         self.steps = recipe.schedule.epochs * self.steps_per_epoch
@@ -108,6 +118,11 @@ class Trainer:
         return True
 
     @property
+    def result(self) -> nn.Module:
+        """The network to validate and to keep: the running mean of the weights, where there is one."""
+        return self.ema.module if self.ema else self.runtime.unwrap(self.model)
+
+    @property
     def seconds_so_far(self) -> float:
         """Wall time of this run and of those it resumed."""
         return self.seconds + time.perf_counter() - self._started
@@ -121,6 +136,7 @@ class Trainer:
             "seconds": self.seconds_so_far,
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
+            "ema": self.ema.state_dict() if self.ema else None,
             "loader": self.train.state_dict(),
         }
 
@@ -131,6 +147,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.runtime.scaler and state["scaler"]:
             self.runtime.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
         self.train.load_state_dict(state["loader"])
 
     def _run(self) -> Iterator[None]:
@@ -153,26 +171,40 @@ class Trainer:
         set_learning_rate(self.optimizer, lr)
         self.model.train()
         self.runtime.unwrap(self.model).stem.anneal(self.step / (ANNEAL_EPOCHS * self.steps_per_epoch))
-        loss = self._loss(batch)
-        self.runtime.backward(loss)
+        loss = self._backward(batch)
+        norm = self.runtime.clip(self.model, self.recipe.optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update_parameters(self.runtime.unwrap(self.model))
         self.step += 1
-        count = batch.valid.sum()
-        self._meter.sums += torch.stack([loss.detach() * len(batch.valid), count.to(loss.dtype)])
+        self._meter.add(loss, batch.valid, norm)
 
-    def _loss(self, batch: Batch) -> Tensor:
-        """Mean over the batch with padding rows as zero, so that each sample weighs the same in an epoch."""
-        groups = self._groups(batch.images)
+    def _backward(self, batch: Batch) -> Tensor:
+        """Gradients of the batch's mean loss, worked through in parts that add up; returns that loss."""
+        images, targets = self.mixer(batch.images, batch.labels, self.step)
+        parts = self.recipe.schedule.accumulate
+        rows = [values.tensor_split(parts) for values in (images, targets, batch.valid)]
+        total = torch.zeros((), device=self.runtime.device)
+        for i, part in enumerate(zip(*rows, strict=True)):
+            with self.runtime.accumulate(self.model, more=i < parts - 1):
+                loss = self._loss(*part).sum() / len(batch.valid)
+                self.runtime.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _loss(self, images: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+        """Per image, (N,); that of padding rows is zero, so that each sample weighs the same in an epoch."""
+        groups = self._groups(images)
         with self.runtime.autocast():
-            images = [chosen.select(part, self.vocabulary) for part, chosen in groups]
-            logits = self.model(images, [chosen for _, chosen in groups]).float()
+            seen = [chosen.select(part, self.vocabulary) for part, chosen in groups]
+            logits = self.model(seen, [chosen for _, chosen in groups]).float()
         smoothing = self.recipe.optim.label_smoothing
-        losses = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=smoothing)
+        losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
         if self.teacher:
             lacking = [torch.full((len(p),), len(c) < len(self.vocabulary), device=p.device) for p, c in groups]
-            losses = self.teacher.mix(losses, logits, batch.images, torch.cat(lacking))
-        return (losses * batch.valid).mean()
+            losses = self.teacher.mix(losses, logits, images, torch.cat(lacking))
+        return losses * valid
 
     def _groups(self, images: Tensor) -> list[tuple[Tensor, ChannelSet]]:
         """The batch in even parts, each with the channel set that it shall be seen by in this step."""
@@ -182,7 +214,7 @@ class Trainer:
 
     def _validate(self) -> None:
         start = time.perf_counter()
-        model = self.runtime.unwrap(self.model)
+        model = self.result
         self.runtime.average_buffers(model)
         networks = specialise(model, self.evaluated)
         scores = sweep(networks, self.vocabulary, self.val, len(self.val.samples), self.runtime).scores
@@ -207,7 +239,7 @@ class Trainer:
             )
 
     def _new_meter(self) -> Meter:
-        return Meter(torch.zeros(2, device=self.runtime.device))
+        return Meter(torch.zeros(4, device=self.runtime.device))
 
     def _save(self) -> None:
         if self.step == self._saved:
@@ -237,6 +269,13 @@ class Trainer:
     def _say(self, line: str) -> None:
         if self.runtime.is_main:
             print(line, flush=True)
+
+
+def running_mean(model: nn.Module, keep: float) -> AveragedModel | None:
+    """An exponential moving average of a network's weights and statistics, or None where it keeps nothing."""
+    if not keep:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(keep), use_buffers=True)
 
 
 def format_scores(scores: dict[str, Score]) -> str:

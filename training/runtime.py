@@ -1,9 +1,11 @@
 """Processes, devices and precision. The only file that imports accelerate."""
 
 import datetime
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -86,6 +88,14 @@ class Runtime:
     def backward(self, loss: Tensor) -> None:
         """Gradients of a loss, scaled where the precision is fp16."""
         self._accelerator.backward(loss)
+
+    def accumulate(self, model: nn.Module, *, more: bool) -> AbstractContextManager:
+        """Around a forward and backward pass; while more are to come, DDP leaves gradients with their rank."""
+        return self._accelerator.no_sync(model) if more else nullcontext()
+
+    def clip(self, model: nn.Module, largest: float | None) -> Tensor:
+        """Scale the gradient down to this norm, if given, and return the norm that it had."""
+        return self._accelerator.clip_grad_norm_(model.parameters(), math.inf if largest is None else largest)
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:

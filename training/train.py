@@ -167,7 +167,7 @@ def _write_weights(run_dir: Path, trainer: Trainer) -> None:
         "commit": trainer.commit,
         "hardware": hardware(trainer.runtime.world),
     }
-    weights = trainer.runtime.unwrap(trainer.model).state_dict()
+    weights = trainer.result.state_dict()
     save_weights(run_dir / "model.safetensors", weights, metadata)
 
 

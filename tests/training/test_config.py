@@ -12,6 +12,7 @@ from torch import nn
 from modeling.zoo import build_model
 from pipelines.errors import DataError
 from training.config import (
+    Augment,
     ConfigError,
     Data,
     Model,
@@ -77,6 +78,10 @@ def test_first_difference():
         (lambda: Model(templates=0), "--model.templates"),
         (lambda: Optim(momentum=0), "--optim.momentum"),
         (lambda: Optim(lr=0), "--optim.lr"),
+        (lambda: Optim(clip=0), "--optim.clip 0 must be above 0"),
+        (lambda: Optim(ema=1), "--optim.ema 1 must lie in"),
+        (lambda: Augment(mixup=-1), "--augment.mixup -1 must not be negative"),
+        (lambda: Schedule(accumulate=0), "--schedule.accumulate 0 must be at least 1"),
         (lambda: Optim(label_smoothing=2), "--optim.label-smoothing"),
         (lambda: Recipe(seed=-1), "--seed"),
         (lambda: Schedule(epochs=0), "--schedule.epochs"),
@@ -128,9 +133,10 @@ def test_runs_shorter_than_the_warmup():
 
 def test_weight_decay_is_for_weights_only():
     model = build_model("resnet18", "any-channel", "RGB", 4)
-    decayed, free = build_optimizer(model, Optim()).param_groups
-    assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0.0)
-    decayed_ids, free_ids = ({id(p) for p in group["params"]} for group in (decayed, free))
+    layers, tables, free = build_optimizer(model, Optim()).param_groups
+    assert [group["weight_decay"] for group in (layers, tables, free)] == [5e-4, 5e-4, 0.0]
+    decayed_ids = {id(p) for group in (layers, tables) for p in group["params"]}
+    free_ids = {id(p) for p in free["params"]}
     assert len(decayed_ids) + len(free_ids) == len(list(model.parameters()))
     assert not decayed_ids & free_ids
     conv = model.stem.conv
@@ -142,6 +148,40 @@ def test_weight_decay_is_for_weights_only():
         id(model.body.fc.bias),
         id(norms[0].weight),
     } <= free_ids
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "muon"])
+def test_every_optimizer_lowers_a_loss(name):
+    torch.manual_seed(0)
+    model = build_model("resnet10", "any-channel", "RGB", 4).train()
+    optimizer = build_optimizer(model, Optim(optimizer=name, lr=0.005))
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 4
+    losses = []
+    for _ in range(6):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        losses.append(float(loss))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_muon_is_for_the_weights_of_layers():
+    model = build_model("resnet10", "any-channel", "RGB", 4)
+    layers, *rest = build_optimizer(model, Optim(optimizer="muon")).param_groups
+    assert not layers.get("use_fallback")
+    assert all(group["use_fallback"] for group in rest)
+    assert all(parameter.dim() in (2, 4) for parameter in layers["params"])
+    assert id(model.stem.conv.templates) in {id(p) for p in rest[0]["params"]}
+
+
+@pytest.mark.parametrize(("decay", "half"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])
+def test_decays(decay, half):
+    settings = Optim(lr=1.0, warmup_epochs=0, decay=decay)
+    rates = [learning_rate(settings, step, 100, 10) for step in range(101)]
+    assert rates[0] == 1
+    assert rates[50] == pytest.approx(half)
+    assert rates[100] == pytest.approx(1.0 if decay == "constant" else 0.0)
 
 
 def steps_of(strategy, **options):

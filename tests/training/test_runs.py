@@ -160,17 +160,21 @@ def test_distillation_takes_part_and_leaves_the_norms_alone(data_dir, tmp_path, 
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("moment", ["after", "inside"])
-def test_killed_and_resumed_ends_with_the_same_weights(data_dir, tmp_path, program, moment):
+MIXED = ["--augment.mixup", "0.3", "--augment.cutmix", "1", "--schedule.accumulate", "2"]
+OTHER_STEPS = ["--optim.optimizer", "adamw", "--optim.lr", "0.001", "--optim.ema", "0.8", "--optim.clip", "1"]
+
+
+@pytest.mark.parametrize(("moment", "flags"), [("after", []), ("inside", []), ("after", MIXED + OTHER_STEPS)])
+def test_killed_and_resumed_ends_with_the_same_weights(data_dir, tmp_path, program, moment, flags):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
-    assert program("train", *train_args(data_dir, whole)) == 0
-    command = [sys.executable, "-c", KILLED, moment, *train_args(data_dir, torn)]
+    assert program("train", *train_args(data_dir, whole, *flags)) == 0
+    command = [sys.executable, "-c", KILLED, moment, *train_args(data_dir, torn, *flags)]
     dead = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300)
     assert dead.returncode == -signal.SIGKILL
     assert not (torn / "model.safetensors").exists()
     last = (torn / "checkpoints" / "LAST").read_text()
     assert last == ("step-00000005" if moment == "after" else "step-00000003")
-    assert program("train", *train_args(data_dir, torn, "--resume")) == 0
+    assert program("train", *train_args(data_dir, torn, *flags, "--resume")) == 0
     assert_same_weights(whole, torn)
     steps = [(row["step"], sorted(row)) for row in read_metrics(torn)]
     assert steps == [(row["step"], sorted(row)) for row in read_metrics(whole)]  # nothing twice, nothing lost
