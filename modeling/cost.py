@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling.channels import ChannelSet
-from modeling.resnet import ChannelNet
+from modeling.network import ChannelNet
 from modeling.stems import Stem
 
 

@@ -277,7 +277,7 @@ class AttentionStem(KernelStem):
     kernels, mixes them for every image, and convolves every image with its own.
 
     The temperature is a buffer, saved with the weights. Training lowers it from 30 to 1 by calling
-    `anneal(progress)` before each step; the paper takes 10 epochs, so progress is epochs / 10.
+    `anneal(progress)` before each step; the paper takes the first 10 epochs for it.
     Source: Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", arXiv 1912.03458, §3.
 
     Args:

@@ -9,8 +9,9 @@ from torch import nn
 from modeling import two_layer
 from modeling.channels import parse_names
 from modeling.dynamic_conv import Descriptor
+from modeling.network import ChannelNet
 from modeling.pooling import Pooling
-from modeling.resnet import STEM_FEATURES, STEM_KERNEL, STEM_STRIDE, ChannelNet, resnet_body
+from modeling.resnet import STEM_FEATURES, STEM_KERNEL, STEM_STRIDE, resnet_body
 from modeling.rivals import (
     AttentionStem,
     DepthwiseStem,
@@ -148,20 +149,21 @@ class Body:
     Attributes:
         stem: what it expects at full width.
         make: stem's features, classes, options → body.
-        scales: whether it has other widths.
+        options: names of those in `BodyOptions` that it takes.
     """
 
     stem: StemShape
     make: Callable[[int, int, BodyOptions], nn.Module]
-    scales: bool = True
+    options: tuple[str, ...] = ()
 
     def stem_shape(self, options: BodyOptions) -> StemShape:
         """The stem that it expects with these options."""
-        return self.stem._replace(features=options.scaled(self.stem.features)) if self.scales else self.stem
+        features = options.scaled(self.stem.features) if "width" in self.options else self.stem.features
+        return self.stem._replace(features=features)
 
 
 def _resnet(name: str) -> Body:
-    return Body(RESNET_STEM, lambda features, classes, options: resnet_body(name, classes), scales=False)
+    return Body(RESNET_STEM, lambda features, classes, options: resnet_body(name, classes))
 
 
 def _two_layer(stem: StemShape, factory: Callable[..., nn.Module], *names: str) -> Body:
@@ -171,7 +173,7 @@ def _two_layer(stem: StemShape, factory: Callable[..., nn.Module], *names: str) 
         given = {name: getattr(options, name) for name in ("pooling", *names)}
         return factory(features, classes, **{name: value for name, value in given.items() if value is not None})
 
-    return Body(stem, make)
+    return Body(stem, make, ("width", "pooling", *names))
 
 
 BODIES: dict[BodyName, Body] = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from modeling.channels import Vocabulary
-from modeling.resnet import ChannelNet
+from modeling.network import ChannelNet
 from modeling.zoo import build_model
 from pipelines import spectral
 from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, RGB, Decoding, Loader, View
@@ -136,6 +136,7 @@ def new_model(settings: Model, classes: int) -> ChannelNet:
         gain=settings.gain,
         descriptors=_descriptors(settings.channels) if settings.embedding == "wavelengths" else None,
         channels=settings.plain_channels,
+        **settings.body_options,
     )
 
 

@@ -13,8 +13,9 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import yaml
 
 from modeling.channels import ChannelSet, Vocabulary, parse_names
+from modeling.pooling import Pooling
 from modeling.stems import Gain, Norm
-from modeling.zoo import BodyName, StemName
+from modeling.zoo import BODIES, BodyName, BodyOptions, StemName
 from pipelines import spectral
 from pipelines.build import LoaderName
 from pipelines.errors import DataError
@@ -112,6 +113,21 @@ class Model:
     """What the any-channel stem makes up for missing channels with: √(C0/|S|), C0/|S| (linear) or nothing."""
     plain_channels: str | None = None
     """The one channel set that the plain stem takes, e.g. RG; all channels by default."""
+    width: float = 1.0
+    """Of a two-layer body: multiplies its features and its stem's."""
+    pooling: Pooling = "mean-std"
+    """Of a two-layer body: what its head looks at; see modeling/pooling.py."""
+    kernel_size: int | None = None
+    """Of strict's first layer, 5 by default, and of matched's depthwise convolutions, 7; odd."""
+    deep: bool = False
+    """Train the layers of strict or matched as two each, with an activation between them that is annealed away,
+    and merge them when the training is done."""
+    growth: int = 24
+    """Of the dense blocks in rrdb and rrdb-attention."""
+    neighbours: int = 9
+    """Of each node in graph."""
+    steps: int = 4
+    """Of recurrent."""
 
     def __post_init__(self) -> None:
         try:
@@ -121,6 +137,7 @@ class Model:
         if self.templates < 1:
             raise ConfigError(f"--model.templates {self.templates} must be at least 1")
         self._check_flags_of_stems()
+        self._check_flags_of_bodies()
         self._check_plain_channels()
 
     def _check_flags_of_stems(self) -> None:
@@ -130,6 +147,25 @@ class Model:
         for flag, given in flags.items():
             if given and self.stem != "any-channel":
                 raise ConfigError(f"--model.{flag} is for --model.stem any-channel, not {self.stem}; leave it out")
+
+    def _check_flags_of_bodies(self) -> None:
+        """Refuse what this body would ignore, and numbers that no body can have."""
+        given = self.body_options
+        ordinary = dataclasses.asdict(BodyOptions())
+        try:
+            BodyOptions(**given)
+        except ValueError as error:
+            raise ConfigError(f"--model.{str(error).replace('_', '-')}") from None
+        for name, value in given.items():
+            takers = [body for body in BODIES if name in BODIES[body].options]
+            if value != ordinary[name] and self.body not in takers:
+                flag = f"--model.{name.replace('_', '-')}"
+                raise ConfigError(f"{flag} is for --model.body {', '.join(takers)}, not {self.body}; leave it out")
+
+    @property
+    def body_options(self) -> dict[str, Any]:
+        """What concerns the body, by its name in `BodyOptions`."""
+        return {name: getattr(self, name) for name in BodyOptions.__dataclass_fields__}
 
     def _check_plain_channels(self) -> None:
         if self.plain_channels is None:
@@ -228,6 +264,9 @@ class Schedule:
     accumulate: int = 1
     """Parts that each rank's share of a batch is worked through in, to save memory; their gradients add up. Norms
     see a part at a time."""
+    anneal: float = 0.4
+    """Part of the training, 0 to 1, until what is annealed has its final form: templates that are attended to, or
+    layers that are merged."""
     eval_epochs: int = 5
     """Epochs between sweeps over the validation list; the last epoch always ends with one."""
     log_steps: int = 20
@@ -248,6 +287,8 @@ class Schedule:
             )
         if not self.temperature > 0:
             raise ConfigError(f"--schedule.temperature {self.temperature} must be above 0")
+        if not 0 < self.anneal <= 1:
+            raise ConfigError(f"--schedule.anneal {self.anneal} must lie in (0, 1]")
         for name in ("epochs", "accumulate", "eval_epochs", "log_steps", "checkpoint_steps", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--schedule.{name.replace('_', '-')} {getattr(self, name)} must be at least 1")

@@ -18,7 +18,7 @@ from torch import nn
 
 from modeling.channels import ChannelSet, Vocabulary, parse_names
 from modeling.cost import channel_cost, count_parameters
-from modeling.resnet import ChannelNet
+from modeling.network import ChannelNet
 from pipelines.batch import Loader
 from pipelines.errors import DataError
 from pipelines.progress import track

@@ -27,8 +27,6 @@ from training.runtime import Runtime
 from training.subsets import channel_sets, listed_sets
 from training.sweep import specialise, sweep
 
-ANNEAL_EPOCHS = 10  # until a stem that attends to its templates does so sharply; as in arXiv 1912.03458
-
 
 class NonFiniteLossError(RuntimeError):
     """The loss is infinite or not a number; the last checkpoint is from before."""
@@ -99,6 +97,8 @@ class Trainer:
         self.evaluated = listed_sets(recipe) or runtime.unwrap(model).stem.sets()
         self.steps_per_epoch = -(-len(train.samples) // recipe.data.batch_size)
         self.steps = recipe.schedule.epochs * self.steps_per_epoch
+        # Over before the last step, so that what is annealed is in its final form when the training ends.
+        self.anneal_steps = max(1.0, min(recipe.schedule.anneal * self.steps, self.steps - 1))
         self.step = 0
         self.commit = commit()  # of the code as the run started; it may change underneath
         self.seconds = 0.0  # spent training so far, over all runs that resumed one another
@@ -169,14 +169,16 @@ class Trainer:
     def _train_step(self, batch: Batch) -> None:
         lr = learning_rate(self.recipe.optim, self.step, self.steps, self.steps_per_epoch)
         set_learning_rate(self.optimizer, lr)
-        self.model.train()
-        self.runtime.unwrap(self.model).stem.anneal(self.step / (ANNEAL_EPOCHS * self.steps_per_epoch))
+        network, progress = self.runtime.unwrap(self.model), self.step / self.anneal_steps
+        network.train()
+        network.anneal(progress)
         loss = self._backward(batch)
         norm = self.runtime.clip(self.model, self.recipe.optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
-            self.ema.update_parameters(self.runtime.unwrap(self.model))
+            self.ema.update_parameters(network)
+            self.ema.module.anneal(progress)  # which is no matter of means
         self.step += 1
         self._meter.add(loss, batch.valid, norm)
 

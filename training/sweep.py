@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling.channels import ChannelSet, Vocabulary
-from modeling.resnet import ChannelNet
+from modeling.network import ChannelNet
 from pipelines.batch import Batch
 from training.metrics import FIELDS, Score, count, to_score
 from training.runtime import Runtime

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from modeling.channels import ChannelSet
 from modeling.cost import channel_cost, count_parameters
-from modeling.resnet import ChannelNet
+from modeling.network import ChannelNet
 from modeling.rivals import (
     AttentionStem,
     DepthwiseStem,

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from tiny import train_args
 from torch import nn
 
-from modeling.resnet import ChannelNet
+from modeling.network import ChannelNet
 from training.augment import Mixer
 from training.config import Augment
 from training.loop import running_mean

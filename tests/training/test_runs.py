@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import TINY_WORDS, train_args
 
 from pipelines.sharding import epoch_order
+from training.build import load_model
 from training.monitor import read_metrics
 from training.records import read_record
 
@@ -93,6 +94,7 @@ def test_training_learns(tmp_path, program):
         ("--model.stem", "attention"),
         ("--model.stem", "zero-fill", "--schedule.channel-sets", "mixed"),
         ("--model.stem", "plain", "--model.plain-channels", "GB", "--schedule.channel-sets", "GB"),
+        ("--model.body", "strict", "--model.width", "0.0625", "--model.deep", "--optim.ema", "0.5"),
     ],
     ids=lambda flags: flags[1],
 )
@@ -103,9 +105,16 @@ def test_rivals_train_and_are_evaluated_on_the_sets_they_take(data_dir, tmp_path
     record = json.loads((run / "sweep-test.json").read_text())
     sets = ["GB"] if "plain" in flags else ["RGB", "RG", "RB", "GB", "R", "G", "B"]
     assert list(record["scores"]) == list(record["cost"]["sets"]) == sets
-    if "attention" in flags:  # annealed over ten epochs, of which two are over but for a step
-        temperature = weights(run)["stem.temperature"].item()
-        assert temperature == pytest.approx(30 - 29 * 9 / 50)
+    if "attention" in flags:  # annealed, in four of ten steps
+        assert weights(run)["stem.temperature"] == 1
+    if "strict" in flags:
+        _, model, _ = load_model(run)
+        assert model.body.layer1[2].is_identity  # though the weights are means over steps
+        assert count_weight_layers(model.materialize("RG")) == 4
+
+
+def count_weight_layers(network: torch.nn.Module) -> int:
+    return sum(isinstance(module, torch.nn.Conv2d | torch.nn.Linear) for module in network.modules())
 
 
 def watch_teacher(monkeypatch) -> list[int]:

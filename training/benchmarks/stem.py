@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from modeling.channels import ChannelSet
-from modeling.resnet import ChannelNet
+from modeling.network import ChannelNet
 from modeling.zoo import BodyName, StemName
 from training.benchmarks.harness import Contender, measure, shares, show, show_shares, summary
 from training.benchmarks.steps import CLASSES, noise, training_steps

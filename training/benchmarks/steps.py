@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modeling.channels import ChannelSet
-from modeling.resnet import ChannelNet
+from modeling.network import ChannelNet
 from training.benchmarks.harness import Contender
 from training.config import Optim
 from training.optim import build_optimizer
