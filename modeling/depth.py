@@ -5,11 +5,12 @@ NAME is a body of ours, as resnet18, or torchvision/NAME for a classifier of tor
 "Layer" is ambiguous, so depth is told in four ways, and all but the first are found in the graph, not by names:
 
 - D0, blocks: what the network itself calls its parts. This one is a matter of naming.
-- D1, layers on the longest path from input to output: convolutions and linear maps whose weight is a parameter of
-  a module or made from such, in whatever way they are written (`F.conv2d`, `einsum`, …), and products that sum over
-  two activations. Thus attention counts two, Q·Kᵀ and attention·V, and so does everything else of the kind: the Gram
-  matrix of a covariance, or similarities that only serve to choose neighbours. Not counted are the making of
-  weights, elementwise products such as gains and gates, and filters that are not learned.
+- D1, layers on the longest path from input to output: convolutions and linear maps, in whatever way they are
+  written (`F.conv2d`, `einsum`, …), whose weight is a registered parameter or made from such; and matrix products
+  of two activations. Thus attention counts two, Q·Kᵀ and attention·V, and everything else of the kind counts too:
+  the Gram matrix of a covariance, or similarities that only serve to choose neighbours; `Depth.products` says how
+  many they are. Not counted are the making of weights, elementwise products such as gains and gates, and filters
+  that are not learned.
 - D2, affine maps that nonlinearities separate, on the path that has most of them. Layers with nothing nonlinear
   between them are one map, together with BatchNorm at inference, sums, means, and all that moves values about; a
   map without a layer does not count. Whatever is not known to be affine is taken for nonlinear, LayerNorm and

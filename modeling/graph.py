@@ -271,7 +271,10 @@ def _takes_parameters(node: Node) -> bool:
 
 
 def _filled(node: Node, known: Mapping[Node, Any]) -> tuple[Any, Any]:
-    """A node's arguments, with values in the places of nodes and float64 in that of lower precisions."""
+    """A node's arguments, with values in the places of nodes and float64 in that of lower precisions.
+
+    Where a constant reads the shape of an activation, which has no value yet, a tensor of that shape stands in.
+    """
 
     def fill(argument: Any) -> Any:
         if isinstance(argument, Node):

@@ -41,7 +41,7 @@ def linear():
     return nn.Linear(4, 4)
 
 
-@pytest.mark.parametrize("layers", [18, 34, 50])
+@pytest.mark.parametrize("layers", [34, 50])
 def test_resnets_of_torchvision(layers):
     network = torchvision.models.get_model(f"resnet{layers}")
     depth = audit(network, IMAGE)
@@ -82,22 +82,20 @@ def test_path_is_told_layer_by_layer():
     assert (second.output, second.region) == ((1, 5), 2)
 
 
-@pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_transformer_block(batch_first, activation):
-    block = nn.TransformerEncoderLayer(8, 2, 16, activation=activation, norm_first=True, batch_first=batch_first)
-    for trainable in (True, False):
-        depth = audit(block.requires_grad_(trainable), torch.zeros(1, 3, 8))
-        kinds = ["linear", "matmul", "matmul", "linear", "linear", "linear"]
-        assert [step.kind for step in depth.path] == kinds
-        assert (depth.d1, depth.d2, depth.d3, depth.products) == (6, 4, 4, 2)
+@pytest.mark.parametrize("trainable", [True, False])  # without gradients PyTorch would fuse the whole block
+def test_transformer_block(trainable):
+    block = nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", norm_first=True, batch_first=True)
+    depth = audit(block.requires_grad_(trainable), torch.zeros(1, 3, 8))
+    assert [step.kind for step in depth.path] == ["linear", "matmul", "matmul", "linear", "linear", "linear"]
+    assert (depth.d1, depth.d2, depth.d3, depth.products) == (6, 4, 4, 2)
 
 
 def test_vision_transformer():
     network = torchvision.models.VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=5)
-    depth = audit(network, IMAGE[..., :16, :16])
+    traced = graph.trace(network, IMAGE[..., :16, :16])
+    depth = measure(network, traced)
     assert (depth.d0, depth.d1, depth.d2, depth.d3) == (3, 1 + 2 * 6 + 1, 1 + 2 * 4 + 1, 1 + 2 * 4 + 1)
-    assert prove(network, IMAGE[..., :16, :16]).error < 1e-12
+    assert check(traced).error < 1e-12
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -138,7 +136,7 @@ def test_residual_in_residual_dense_block():
     by_hand = Function(
         lambda self, x: x + 0.2 * self.f(x), f=nn.Sequential(*(dense_block(4, 2) for _ in range(3)))
     )
-    x = torch.zeros(1, 4, 5, 5)
+    x = torch.zeros(1, 4, 3, 3)
     for block in (by_hand, RRDB(4, 2)):
         traced = graph.trace(block, x)
         depth = measure(block, traced)
@@ -292,7 +290,6 @@ def test_large_maps_are_superposed():
 
 
 def test_separate_branches_are_one_map():
-    """Residuals of affine branches meet; a path through either has the same single map."""
     network = Function(lambda self, x: self.a(x) + self.b(self.c(x)), a=linear(), b=linear(), c=linear())
     assert numbers(network, VECTOR) == (2, 1, 2)
 
@@ -308,8 +305,7 @@ def test_graph_computes_what_the_network_does():
 
 
 def test_network_stays_as_it_is():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.GRU(30, 4)).train()
-    network[2] = nn.Sequential(nn.ReLU(), nn.Dropout())
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout()).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     audit(network, IMAGE)
     prove(network, IMAGE)
@@ -405,7 +401,7 @@ def maps_on(path):
     return len("".join(letters[name] for name in path).split())
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(programs())
 def test_longest_path_of_random_networks(program):
     network = Program(program)
@@ -422,7 +418,7 @@ def test_longest_path_of_random_networks(program):
     assert check(traced).error < 1e-9
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(programs(), st.data())
 def test_a_relu_more_makes_no_network_shallower(program, data):
     place = data.draw(st.integers(1, len(program)))
@@ -444,8 +440,10 @@ def test_program_prints_path_and_numbers(capsys):
 
 
 def test_program_knows_ours_and_theirs_apart(capsys):
-    main(["torchvision/squeezenet1_1", "--size", "48"])
-    assert "features.0.weight" in capsys.readouterr().out
+    main(["torchvision/resnet18", "--size", "64"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["1", "conv2d", "conv1.weight", "64×3×7×7", "1×64×32×32", "1"]
+    assert [line.split()[:2] for line in lines[20:]] == [["D0", "6"], ["D1", "18"], ["D2", "18"], ["D3", "18"]]
 
 
 @pytest.mark.parametrize(
