@@ -22,11 +22,12 @@ def _part(name: str, stem: str, channel_sets: str) -> Recipe:
     )
 
 
-def _compare(name: str, stem: str, channel_sets: str) -> Recipe:
+def _small(name: str, channel_sets: str, **model: str) -> Recipe:
+    """To compare networks with one another on a CPU."""
     return Recipe(
         name=name,
         data=Data(labels="0-19", size=64, batch_size=64),
-        model=Model(stem=stem, body="resnet10"),
+        model=Model(**model),
         optim=Optim(lr=0.05),
         schedule=Schedule(epochs=24, channel_sets=channel_sets, eval_epochs=6),
     )
@@ -35,16 +36,6 @@ def _compare(name: str, stem: str, channel_sets: str) -> Recipe:
 _BANDS = "450+490+530+570+610+650"
 # Cameras with one to six bands each. Every band is in some of them; most sets, and four single bands, are in none.
 _CAMERAS = f"{_BANDS} 450+490+530+570+610 450+490+610+650 450+530+610 490+570+650 450+570 530+650 490+610 490 610"
-
-
-def _spectral(name: str, stem: str, channel_sets: str) -> Recipe:
-    return Recipe(
-        name=name,
-        data=Data(labels="0-19", size=64, batch_size=64),
-        model=Model(stem=stem, body="resnet10", vocabulary=_BANDS, norm="per-size"),
-        optim=Optim(lr=0.05),
-        schedule=Schedule(epochs=24, channel_sets=channel_sets, eval_epochs=6),
-    )
 
 
 def _mini_imagenet(name: str, stem: str, channel_sets: str) -> Recipe:
@@ -76,15 +67,19 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
     ),
     "resnet10-part": (
         "The same, small enough to compare many stems: ResNet-10; a quarter of an hour on one CPU core.",
-        _compare("resnet10-part", "any-channel", "sandwich"),
+        _small("resnet10-part", "sandwich", body="resnet10"),
     ),
     "resnet10-part-naive": (
         "Its control: an ordinary ResNet-10 trained on RGB, missing channels black.",
-        _compare("resnet10-part-naive", "zero-fill", "full"),
+        _small("resnet10-part-naive", "full", body="resnet10", stem="zero-fill"),
+    ),
+    "resnet34-part": (
+        "ResNet-34 on all channels, to compare two-layer networks with: --model.body; three quarters of an hour.",
+        _small("resnet34-part", "full", body="resnet34"),
     ),
     "spectral": (
         "Six synthetic bands, trained on ten sets of them: what becomes of other sets, and of other bands?",
-        _spectral("spectral", "any-channel", _CAMERAS),
+        _small("spectral", _CAMERAS, body="resnet10", vocabulary=_BANDS, norm="per-size"),
     ),
     "mini-imagenet": (
         "Any-channel ResNet-34 on all of mini-ImageNet at 84 px; wants a GPU.",

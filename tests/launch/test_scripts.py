@@ -167,12 +167,16 @@ def test_data_dir_must_be_a_directory(copy):
     assert copy.installs == []
 
 
-def test_every_run_of_task_a_is_a_recipe(copy):
+STUDIES = sorted(file.stem for file in (ROOT / "launch" / "studies").iterdir())
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_run_of_a_study_is_a_recipe_of_its_own(copy, study):
     """The stub writes down what it was asked to run; the real parser must take all of it."""
     from training import evaluate, train
 
     (copy.folder / "mini").mkdir()
-    done = copy.run("task_a.sh", "mini")
+    done = copy.run("study.sh", study, "mini")
     assert done.returncode == 0, done.stderr
     trained, evaluated = {}, []
     for line in copy.programs.read_text().splitlines():
@@ -182,24 +186,26 @@ def test_every_run_of_task_a_is_a_recipe(copy):
             trained[job.name] = job
         else:
             evaluated.append(evaluate.parse(words))
-    assert len(trained) >= 30
+    names = re.findall(r"^[a-zA-Z]\S*", (ROOT / f"launch/studies/{study}.txt").read_text(), re.MULTILINE)
+    assert sorted(trained) == sorted(names)
     differing = {str(replace(job, name="", run_dir=None)) for job in trained.values()}
     assert len(differing) == len(trained), "two runs are the same"
-    assert {job.name for job in trained.values() if job.model.vocabulary != "RGB"} == {
-        name for name in trained if name.startswith("bands-")
-    }
-    assert {str(job.run_dirs[0]) for job in evaluated} == {f"runs/task-a/{name}" for name in trained}
+    assert {str(job.run_dirs[0]) for job in evaluated} == {f"runs/study-{study}/{name}" for name in trained}
     assert len({(job.run_dirs, job.record) for job in evaluated}) == len(evaluated), "records overwrite each other"
 
 
-def test_task_a_runs_what_it_is_asked_for(copy):
+def test_a_study_runs_what_it_is_asked_for(copy):
     (copy.folder / "mini").mkdir()
-    assert copy.run("task_a.sh", "mini", "table", "slices", JOBS="2", RECIPE="mini-imagenet").returncode == 0
-    lines = [line for line in copy.programs.read_text().splitlines() if "training.train" in line]
-    assert len(lines) == 2
-    assert all("training.train mini-imagenet --name" in line for line in lines)
-    assert copy.fails("task_a.sh", "mini", "tabel").startswith("error: no run is called tabel")
-    assert copy.fails("task_a.sh").startswith("error: usage: bash")
+    done = copy.run("study.sh", "a", "mini", "table", "any-channel", JOBS="2", RECIPE="mini-imagenet")
+    assert done.returncode == 0, done.stderr
+    lines = copy.programs.read_text().splitlines()
+    assert sum("training.train mini-imagenet --name" in line for line in lines) == 2
+    assert sum("training.evaluate runs/study-a/any-channel" in line for line in lines) == 2
+    assert any(line.endswith("runs/study-a/any-channel --recalibrate 2000") for line in lines)
+    assert len(lines) == 5
+    assert copy.fails("study.sh", "a", "mini", "tabel").startswith("error: no run is called tabel")
+    assert copy.fails("study.sh", "z", "mini").startswith("error: no study is called z; launch/studies holds a ")
+    assert copy.fails("study.sh", "a").startswith("error: usage: bash")
 
 
 def test_quickstart_runs_the_main_job(copy):
