@@ -1,5 +1,6 @@
 """Measure speed as ratios taken in one run: `python -m training.benchmark loader --data DIR [--record FILE]`,
-`python -m training.benchmark stem [--sets RGB R] [--stems any-channel attention] [--record FILE]`.
+`python -m training.benchmark stem [--sets RGB R] [--stems any-channel attention] [--record FILE]`,
+`python -m training.benchmark networks RUN_DIR… [--record FILE]`.
 
 Nothing here gates a test, since a ratio depends on the machine. What README and docs claim comes from records
 made by it.
@@ -10,11 +11,12 @@ import sys
 import tyro
 
 from training.benchmarks.loader import LoaderBenchmark
+from training.benchmarks.networks import NetworkBenchmark
 from training.benchmarks.stem import StemBenchmark
 from training.cli import run_program
 
-Job = LoaderBenchmark | StemBenchmark
-SUBJECTS = {"loader": LoaderBenchmark, "stem": StemBenchmark}
+Job = LoaderBenchmark | StemBenchmark | NetworkBenchmark
+SUBJECTS = {"loader": LoaderBenchmark, "stem": StemBenchmark, "networks": NetworkBenchmark}
 
 
 def main(job: Job) -> None:

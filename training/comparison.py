@@ -78,6 +78,40 @@ def ratio_note(records: Sequence[Record]) -> str:
     )
 
 
+def network_rows(records: Sequence[Record]) -> list[list[str]]:
+    """Per network: accuracy on all channels, its ratio to the first's, depth, and what it costs."""
+    check_same_images(records)
+    first = next(iter(answers(records[0]).values()))
+    head = ["network", "top-1 %", f"÷ {records[0]['name']}", "p", "D0", "D1", "D2", "D3"]
+    rows = [[*head, "parameters", "multiply-adds", "training"]]
+    for record in records:
+        name, score = next(iter(record["scores"].items()))
+        mine, cost, depth = answers(record)[name], record["cost"]["sets"][name], record["cost"]["depth"]
+        rows.append(
+            [
+                record["name"],
+                f"{100 * score['accuracy']:.1f} ({100 * score['low']:.1f}–{100 * score['high']:.1f})",
+                *(["1", "–"] if record is records[0] else [_ratio(mine, first), _p(mcnemar(mine, first))]),
+                *(str(depth[d]) for d in ("d0", "d1", "d2", "d3")),
+                f"{cost['parameters'] / 1e6:.1f} M",
+                f"{cost['macs'] / 1e6:.0f} M",
+                f"{record['seconds']['train'] / 60:.0f} min",
+            ]
+        )
+    return rows
+
+
+def network_note(records: Sequence[Record]) -> str:
+    """What a reader must know to read the table of networks."""
+    return (
+        f"On {next(iter(records[0]['scores']))}, n = {_images(records)}, with 95 % Wilson intervals; ratios with "
+        f"95 % intervals by {RESAMPLES} bootstrap samples of the images; p of McNemar's exact test against the "
+        "first. D0: blocks; D1: learned maps and products of activations on the longest path; D2: affine maps "
+        "that nonlinearities separate; D3: distinct weights on that path. Trained on "
+        f"{'; '.join(sorted({record['trained']['hardware'] for record in records}))}."
+    )
+
+
 def band_rows(records: Sequence[Record]) -> list[list[str]]:
     """Per model: mean accuracy over the sets it was trained on, other sets of these bands, and sets of others.
 
@@ -177,8 +211,11 @@ def _kinds_of_sets(record: Record) -> dict[int, list[str]]:
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> str:
-    p = mcnemar(a, b)
-    return f"{_points(a.mean() - b.mean())} ({'p < .001' if p < 0.001 else f'p = {p:.3f}'.replace('0.', '.')})"
+    return f"{_points(a.mean() - b.mean())} ({_p(mcnemar(a, b))})"
+
+
+def _p(p: float) -> str:
+    return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".")
 
 
 def _points(part: float) -> str:

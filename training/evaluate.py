@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +19,7 @@ from torch import nn
 
 from modeling.channels import ChannelSet, Vocabulary, parse_names
 from modeling.cost import channel_cost, count_parameters
+from modeling.depth import audit
 from modeling.network import ChannelNet
 from pipelines.batch import Loader
 from pipelines.errors import DataError
@@ -206,10 +208,18 @@ def _score_row(score: Score) -> dict[str, Any]:
 
 
 def _cost(model: ChannelNet, recipe: Recipe, sets: list[ChannelSet]) -> dict[str, Any]:
-    """Costs at inference by channel set, and what is stored."""
-    model = model.cpu()
-    by_set = {str(chosen): asdict(channel_cost(model, chosen, recipe.data.size)) for chosen in sets}
-    return {"stored_parameters": count_parameters(model), "sets": by_set}
+    """Costs at inference by channel set, what is stored, and how deep the network is on the first set."""
+    model, size = model.cpu(), recipe.data.size
+    by_set = {str(chosen): asdict(channel_cost(model, chosen, size)) for chosen in sets}
+    return {"stored_parameters": count_parameters(model), "sets": by_set, "depth": _depth(model, sets[:1], size)}
+
+
+def _depth(model: ChannelNet, sets: list[ChannelSet], size: int) -> dict[str, int]:
+    """D0 to D3 of the network as it is deployed for a channel set, see `modeling.depth`; none without a set."""
+    for chosen in sets:
+        found = audit(model.materialize(chosen), torch.zeros(1, len(chosen), size, size))
+        return {name: getattr(found, name) for name in ("d0", "d1", "d2", "d3")}
+    return {}
 
 
 def _portable_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from training.tables import (
     results,
 )
 
-_BLOCK = re.compile(r"(<!-- (results|paired|ratios|bands): (.+?) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (results|paired|ratios|networks|bands): (.+?) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 @dataclass(kw_only=True)
@@ -48,7 +48,8 @@ class Report:
     update: Path | None = None
     """Instead of a page: make the tables in this Markdown file anew, each between the lines
     <!-- results: RECORD RECORD… --> and <!-- /results -->; records are named relative to the file. Instead of
-    results: paired (differences from the first), ratios (to networks trained on one channel set), bands."""
+    results: paired (differences from the first), ratios (to networks trained on one channel set), networks
+    (accuracy against depth and cost), bands."""
 
 
 def main(job: Report) -> None:

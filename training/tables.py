@@ -15,7 +15,7 @@ def results(records: Records, kind: str = "results") -> str:
 
     Args:
         records: of one kind.
-        kind: "results", their main table, or a comparison of sweeps: "paired", "ratios" or "bands".
+        kind: "results", their main table, or a comparison of sweeps: "paired", "ratios", "networks" or "bands".
 
     Raises:
         DataError: the records are of different kinds, or cannot be compared.
@@ -181,17 +181,70 @@ def _percent(percent: dict[str, float] | None) -> str:
 
 def stem_note(records: Records) -> str:
     """What a reader must know to read the table of stems."""
-    about = [
-        f"{r['name']} at {r['settings']['size']} px, {r['settings']['batch_size']} images, {r['precision']}, "
-        f"{r['settings']['rounds']} rounds of {r['settings']['seconds']:g} s on {r['provenance']['hardware']}, "
-        f"{r['settings']['threads']} threads, at commit {r['provenance']['commit'][:12]}"
-        for r in records
-    ]
     return (
         "Median with smallest and largest value over rounds in which all took turns in one process, by the time "
         "of an ordinary network on the same channels. A kernel is made once for a batch, and told by the time of "
-        f"that network's forward pass: {'; '.join(about)}."
+        f"that network's forward pass: {'; '.join(_setting(record) for record in records)}."
     )
+
+
+def network_rows(records: Records) -> Rows:
+    """Per network: its time over that of the first."""
+    rows = [["time ÷ " + records[0]["baseline"], *records[0]["parts"]]]
+    for record in records:
+        kinds = record["parts"].values()
+        for name in next(iter(kinds))["summary"]:
+            rows.append([name, *(_time(part["summary"][name]["ratio"]) for part in kinds)])
+    return rows
+
+
+def network_note(records: Records) -> str:
+    """What a reader must know to read the table of networks' speed."""
+    return (
+        "Median with smallest and largest value over rounds in which all took turns in one process: "
+        f"{'; '.join(_setting(record) for record in records)}."
+    )
+
+
+def _setting(record: dict[str, Any]) -> str:
+    settings, made = record["settings"], record["provenance"]
+    return (
+        f"{record['name']} at {settings['size']} px, {settings['batch_size']} images, {record['precision']}, "
+        f"{settings['rounds']} rounds of {settings['seconds']:g} s on {made['hardware']}, "
+        f"{settings['threads']} threads, at commit {made['commit'][:12]}"
+    )
+
+
+def receptive_field_rows(records: Records) -> Rows:
+    """Per network: sides of the smallest squares that hold parts of its effective receptive field."""
+    networks = _measured_networks(records)
+    shares = list(networks[0]["squares"])
+    rows = [["network", "channels", "layers (D1)", "input", *(f"{share} % within" for share in shares)]]
+    for network in networks:
+        sides = [network["squares"][share]["side"] for share in shares]
+        longest = max(network["size"])
+        cells = [f"{side} px ({100 * side / longest:.0f} %)" for side in sides]
+        rows.append([network["name"], network["channels"], str(network["depth"]), f"{longest} px", *cells])
+    return rows
+
+
+def receptive_field_note(records: Records) -> str:
+    """What a reader must know to read the table of receptive fields."""
+    networks = _measured_networks(records)
+    counts = sorted({network["images"] for network in networks})
+    trained = sorted({network["trained"]["commit"][:12] for network in networks})
+    measured = sorted({record["provenance"]["commit"][:12] for record in records})
+    splits = sorted({record["split"] for record in records})
+    return (
+        "Effective receptive field of the middle of the last feature map: squared gradients of its features by "
+        f"each pixel, over {', '.join(map(str, counts))} {', '.join(splits)} images that count alike. Told is the "
+        "side of the smallest square that holds a part of it, in brackets as part of the input's side. Trained at "
+        f"commit {', '.join(trained)}, measured at {', '.join(measured)}."
+    )
+
+
+def _measured_networks(records: Records) -> Records:
+    return [network for record in records for network in record["networks"]]
 
 
 def markdown_table(rows: Rows) -> str:
@@ -205,9 +258,12 @@ _COMPARISONS = {
     "paired": (comparison.paired_rows, comparison.paired_note),
     "ratios": (comparison.ratio_rows, comparison.ratio_note),
     "bands": (comparison.band_rows, comparison.band_note),
+    "networks": (comparison.network_rows, comparison.network_note),
 }
 _TABLES = {
     "sweep": (accuracy_rows, accuracy_note),
     "benchmark loader": (loader_rows, loader_note),
     "benchmark stem": (stem_rows, stem_note),
+    "benchmark networks": (network_rows, network_note),
+    "receptive field": (receptive_field_rows, receptive_field_note),
 }

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from tiny import train_args
 
 from modeling.channels import ChannelSet
 from modeling.cost import channel_cost
@@ -15,7 +16,7 @@ from training.benchmarks import stem as stem_benchmark
 from training.benchmarks.harness import measure, shares, summary
 from training.benchmarks.loader import PLAIN
 from training.records import read_record
-from training.tables import cost_rows, loader_rows, results, stem_rows
+from training.tables import cost_rows, loader_rows, network_rows, results, stem_rows
 
 QUICK = ("--size", "32", "--batch-size", "8", "--rounds", "2", "--seconds", "0.01", "--threads", "1")
 
@@ -142,6 +143,24 @@ def test_ratios_are_taken_within_a_round():
     rows = summary(rates, "a")
     assert rows["b"]["ratio"] == {"median": 2, "min": 2, "max": 3}
     assert rows["b"]["images_per_s"]["median"] == 200
+
+
+def test_networks_are_compared_with_the_first(finished_run, data_dir, tmp_path, program, capsys):
+    other = tmp_path / "strict"
+    flags = ["--model.body", "strict", "--model.width", "0.0625", "--schedule.epochs", "1"]
+    assert program("train", *train_args(data_dir, other, *flags)) == 0
+    file, quick = tmp_path / "networks.json", ("--batch-size", "2", "--rounds", "1", "--seconds", "0.01")
+    assert program("benchmark", "networks", finished_run, other, "--record", file, *quick) == 0
+    record = read_record(file)
+    assert record["settings"]["size"] == 32  # what the first was trained on
+    head, first, second = network_rows([record])
+    assert head == ["time ÷ run", "training step", "inference", "inference, one image"]
+    assert first[1:] == ["1.00 (1.00–1.00)"] * 3
+    rates = record["parts"]["inference"]["rates"]
+    assert second[2].startswith(f"{rates['run'][0] / rates['strict'][0]:.2f} (")  # time, not speed
+    assert "at 32 px, 2 images" in results([record])
+    assert program("benchmark", "networks", finished_run, finished_run) == 2
+    assert "called the same" in capsys.readouterr().err
 
 
 def test_shares_are_parts_of_the_time_of_the_whole():

@@ -10,6 +10,7 @@ from training.comparison import (
     answers,
     band_rows,
     half_interval,
+    network_rows,
     paired_rows,
     ratio_interval,
     ratio_rows,
@@ -85,6 +86,19 @@ def test_experts_are_one_model_beside_others_and_many_alone():
     assert rows[3][1:] == ["–", "55.0 (0.0–100.0)", "60.0 (0.0–100.0)", "–", "2.0 min"]
     assert [row[0] for row in accuracy_rows([EXPERT_R, EXPERT_G])[1:]] == ["expert-R", "expert-G"]
     assert len(accuracy_rows([OURS, OURS])) == 3  # two runs may share a name
+
+
+def test_networks_against_the_first():
+    cost = {
+        "sets": {"RG": {"parameters": 2_345_678, "macs": 300e6}},
+        "depth": {"d0": 4, "d1": 6, "d2": 4, "d3": 6},
+    }
+    big, small = (record(name, {"RG": n}, cost=cost) for name, n in (("big", 160), ("small", 150)))
+    head, first, second = network_rows([big, small])
+    assert head[2:4] == ["÷ big", "p"]
+    assert first[:4] == ["big", "80.0 (0.0–100.0)", "1", "–"]
+    assert second[2].startswith("0.938 (")
+    assert second[3:] == ["p = .002", "4", "6", "4", "6", "2.3 M", "300 M", "1 min"]
 
 
 def test_bands_are_told_apart_by_what_training_saw():

@@ -16,7 +16,7 @@ from modeling.channels import ChannelSet
 from modeling.network import ChannelNet
 from modeling.zoo import BodyName, StemName
 from training.benchmarks.harness import Contender, measure, shares, show, show_shares, summary
-from training.benchmarks.steps import CLASSES, noise, training_steps
+from training.benchmarks.steps import CLASSES, WARM_UP, forward_passes, noise, training_steps
 from training.build import new_model
 from training.config import ConfigError, Model
 from training.records import provenance, write_record
@@ -24,7 +24,6 @@ from training.runtime import Runtime
 
 PLAIN: StemName = "plain"  # an ordinary network on exactly the channels of the set
 FORWARD = "forward pass"  # of the ordinary network with its norm folded in
-WARM_UP = 3  # batches; nothing is prefetched here
 
 
 @dataclass(kw_only=True)
@@ -135,19 +134,11 @@ def _training(job: StemBenchmark, model: ChannelNet, channels: ChannelSet, runti
 
 def _specialised(job: StemBenchmark, model: ChannelNet, channels: ChannelSet, runtime: Runtime) -> Contender:
     network = model.to(runtime.device).materialize(channels).to(memory_format=torch.channels_last)
-    return _forward(network, (job.images(channels, runtime),), runtime)
+    return forward_passes(network, (job.images(channels, runtime),), runtime)
 
 
 def _unfolded(job: StemBenchmark, model: ChannelNet, channels: ChannelSet, runtime: Runtime) -> Contender:
-    return _forward(_ready(model, runtime), (job.images(channels, runtime), channels), runtime)
-
-
-@torch.no_grad()
-def _forward(network: nn.Module, inputs: tuple, runtime: Runtime) -> Contender:
-    while True:
-        with runtime.autocast():
-            network(*inputs)
-        yield len(inputs[0])
+    return forward_passes(_ready(model, runtime), (job.images(channels, runtime), channels), runtime)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-"""Training steps of a network on images that are on the device already, as a contender."""
+"""Work of a network on images that are on the device already, as contenders."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modeling.channels import ChannelSet
@@ -12,6 +12,7 @@ from training.optim import build_optimizer
 from training.runtime import Runtime
 
 CLASSES = 100  # of the networks that are measured
+WARM_UP = 3  # batches; nothing is prefetched here
 
 
 def noise(count: int, channels: int, size: int, device: torch.device) -> Tensor:
@@ -38,3 +39,18 @@ def training_steps(model: ChannelNet, images: Tensor, channels: ChannelSet, prec
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield len(images)
+
+
+@torch.no_grad()
+def forward_passes(network: nn.Module, inputs: tuple, runtime: Runtime) -> Contender:
+    """Inference on the same inputs again and again.
+
+    Args:
+        network: in inference mode.
+        inputs: what it is called with; images first.
+        runtime: precision.
+    """
+    while True:
+        with runtime.autocast():
+            network(*inputs)
+        yield len(inputs[0])

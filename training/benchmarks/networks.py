@@ -1,0 +1,106 @@
+"""How fast finished runs' networks are, against the first of them."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from modeling.channels import ChannelSet
+from modeling.network import ChannelNet
+from training.benchmarks.harness import Contender, measure, show, summary
+from training.benchmarks.steps import WARM_UP, forward_passes, noise, training_steps
+from training.build import load_model
+from training.config import ConfigError
+from training.records import provenance, write_record
+from training.runtime import Runtime
+
+
+@dataclass(kw_only=True)
+class NetworkBenchmark:
+    """Speed of networks on all channels, in training and at inference, as ratios to the first one."""
+
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories of training.train; the first is what the others are compared with."""
+    size: int | None = None
+    """Height and width of the images, in pixels; by default what the first was trained on."""
+    batch_size: int = 32
+    """Images in a batch."""
+    rounds: int = 5
+    """How often each is timed."""
+    seconds: float = 2.0
+    """How long each is timed in a round."""
+    record: Path | None = None
+    """Where to keep the result as a record."""
+
+    def run(self) -> None:
+        """Measure, print, and keep the record where one is wanted."""
+        runtime = Runtime("auto")
+        names = self._names()
+        size = self.size or load_model(self.run_dirs[0])[0].data.size
+        parts = {}
+        for kind, start in _KINDS.items():
+            contenders = {
+                name: self._contender(start, run_dir, size, runtime)
+                for name, run_dir in zip(names, self.run_dirs, strict=True)
+            }
+            rates = measure(contenders, rounds=self.rounds, seconds=self.seconds, warm_up=WARM_UP)
+            parts[kind] = {"rates": rates, "summary": summary(rates, names[0])}
+            show(f"{kind} at {size} px", parts[kind]["summary"], names[0])
+        if self.record:
+            write_record(self.record, self._result(parts, size, runtime))
+
+    def _names(self) -> list[str]:
+        names = [run_dir.name for run_dir in self.run_dirs]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"two run directories are called the same: {' '.join(map(str, self.run_dirs))}")
+        return names
+
+    def _contender(self, start: "_Start", run_dir: Path, size: int, runtime: Runtime) -> Callable[[], Contender]:
+        """Loaded when its turn comes, and let go after it."""
+        return lambda: start(self, load_model(run_dir)[1], size, runtime)
+
+    def _result(self, parts: dict[str, Any], size: int, runtime: Runtime) -> dict[str, Any]:
+        settings = {key: value for key, value in asdict(self).items() if key not in ("record", "run_dirs")}
+        return {
+            "kind": "benchmark networks",
+            "name": self.run_dirs[0].name,
+            "settings": settings | {"size": size, "threads": torch.get_num_threads()},
+            "precision": runtime.precision,
+            "baseline": self.run_dirs[0].name,
+            "parts": parts,
+            "provenance": provenance("training.benchmark", runtime.world),
+        }
+
+
+_Start = Callable[[NetworkBenchmark, ChannelNet, int, Runtime], Contender]
+
+
+def _training(job: NetworkBenchmark, model: ChannelNet, size: int, runtime: Runtime) -> Contender:
+    every = ChannelSet.full(model.stem.vocabulary)
+    images = noise(job.batch_size, len(every), size, runtime.device)
+    return training_steps(model, images, every, runtime.precision)
+
+
+def _inference(job: NetworkBenchmark, model: ChannelNet, size: int, runtime: Runtime) -> Contender:
+    return _forward(model, job.batch_size, size, runtime)
+
+
+def _one_image(job: NetworkBenchmark, model: ChannelNet, size: int, runtime: Runtime) -> Contender:
+    return _forward(model, 1, size, runtime)
+
+
+def _forward(model: ChannelNet, count: int, size: int, runtime: Runtime) -> Contender:
+    """Of the network as it is deployed, on all channels."""
+    network = model.to(runtime.device).materialize().to(memory_format=torch.channels_last)
+    images = noise(count, len(model.stem.vocabulary), size, runtime.device)
+    return forward_passes(network, (images,), runtime)
+
+
+_KINDS: dict[str, _Start] = {
+    "training step": _training,
+    "inference": _inference,
+    "inference, one image": _one_image,
+}
