@@ -5,11 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 
 from training.comparison import all_sets
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
+_FIELDS_PER_ROW = 4
+_OUTLINES = ("solid", "dashed", "dotted")  # of squares in a field, from the smallest on
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and scales with the page
     "svg.hashsalt": "anychannel",  # the same record gives the same file
@@ -78,6 +84,44 @@ def training_curves(records: Sequence[dict[str, Any]]) -> str:
         right.set_ylabel("validation top-1, %")
         right.set_title("solid: all channels · dashed: worst channel set", fontsize=9)
         return _svg(figure)
+
+
+def receptive_fields(records: Sequence[dict[str, Any]]) -> str:
+    """Effective receptive fields side by side in one scale, with the squares that hold parts of them.
+
+    The scale is logarithmic, over four decades below the strongest pixel of all; what is less is drawn as dark.
+    """
+    networks = [network for record in records for network in record["networks"]]
+    columns = min(len(networks), _FIELDS_PER_ROW)
+    rows = -(-len(networks) // columns)
+    peak = 100 * max(network["field"]["peak"] for network in networks)
+    scale = LogNorm(peak / 10_000, peak, clip=True)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(1.9 * columns + 0.9, 2.2 * rows + 0.4), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False)
+        for axes in panels.flat:
+            axes.set_axis_off()
+        images = [_draw_field(*panel, scale) for panel in zip(panels.flat, networks, strict=False)]
+        figure.colorbar(images[0], ax=panels, label="% in a pixel (log scale)")
+        figure.supxlabel(_squares_legend(networks[0]["squares"]), fontsize=9)
+        return _svg(figure)
+
+
+def _draw_field(axes: Axes, network: dict[str, Any], scale: Normalize) -> AxesImage:
+    height, width = network["size"]
+    peak, rows = network["field"]["peak"], network["field"]["rows"]
+    percents = [[100 * peak * (level / 255) ** 4 for level in bytes.fromhex(row)] for row in rows]
+    for square, outline in zip(network["squares"].values(), _OUTLINES, strict=False):
+        corner, side = (square["left"], square["top"]), square["side"]
+        axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linestyle=outline))
+    axes.set_title(f"{network['name']}, {network['channels']}", fontsize=9)
+    return axes.imshow(percents, "cividis", scale, interpolation="none", extent=(0, width, height, 0))
+
+
+def _squares_legend(squares: dict[str, Any]) -> str:
+    """What the outlines are, as `solid: 50 % · dashed: 90 % of the field`."""
+    parts = [f"{outline}: {share} %" for share, outline in zip(squares, _OUTLINES, strict=False)]
+    return f"{' · '.join(parts)} of the field"
 
 
 def _steps_per_epoch(history: Sequence[dict[str, Any]]) -> float:

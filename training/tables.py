@@ -237,8 +237,8 @@ def receptive_field_note(records: Records) -> str:
     splits = sorted({record["split"] for record in records})
     return (
         "Effective receptive field of the middle of the last feature map: squared gradients of its features by "
-        f"each pixel, over {', '.join(map(str, counts))} {', '.join(splits)} images that count alike. Told is the "
-        "side of the smallest square that holds a part of it, in brackets as part of the input's side. Trained at "
+        f"each pixel, over {', '.join(map(str, counts))} {', '.join(splits)} images. Told is the side of the "
+        "smallest square that holds a part of it, in brackets as part of the input's side. Trained at "
         f"commit {', '.join(trained)}, measured at {', '.join(measured)}."
     )
 

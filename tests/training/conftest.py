@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny import train_args
 
-from training import benchmark, evaluate, report, train
+from training import benchmark, evaluate, receptive_field, report, train
 from training.cli import run_program
 
 
@@ -17,6 +17,7 @@ def program(fresh_accelerate, monkeypatch) -> Callable[..., int]:
     from accelerate.state import AcceleratorState
 
     programs = {"train": train, "evaluate": evaluate, "report": report, "benchmark": benchmark}
+    programs["receptive_field"] = receptive_field
 
     def run(name: str, *args: object) -> int:
         AcceleratorState._reset_state(reset_partial_state=True)
