@@ -201,7 +201,7 @@ def test_costs_against_hand_counts():
     assert count_macs(settled("matched").materialize(), x) == stem + matched + 8 * c * 5
 
 
-@pytest.mark.parametrize("body", SMALL.keys() - {"strict"})
+@pytest.mark.parametrize("body", [body for body in SMALL if body != "strict"])
 def test_costs_no_more_than_a_resnet34(body):
     """Which has 300 million multiply-adds at 64 px and 21 million parameters; matched has a tenth more."""
     model = build_model(body, "zero-fill", RGB, 100)
