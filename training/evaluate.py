@@ -4,6 +4,7 @@ Decodes each image once and writes `RUN_DIR/sweep-SPLIT.json`, a record that `tr
 process or many, independently of how the model was trained.
 """
 
+import hashlib
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -15,25 +16,27 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from modeling.channels import ChannelSet, Vocabulary, parse_names
+from modeling.channels import ChannelSet, Vocabulary
 from modeling.cost import channel_cost, count_parameters
 from modeling.depth import audit
 from modeling.network import ChannelNet
 from pipelines.batch import Loader
 from pipelines.errors import DataError
 from pipelines.progress import track
-from training.build import descriptor, load_model, load_samples, make_loader
+from training.build import load_samples, make_loader
 from training.cli import run_program
-from training.config import ConfigError, Recipe, load_recipe, to_dict
+from training.config import ConfigError, Recipe, to_dict
 from training.metrics import Score, to_hex
 from training.monitor import read_metrics
 from training.recalibrate import recalibrate
 from training.records import provenance, write_record
 from training.runtime import Runtime
 from training.subsets import trained_sets
-from training.sweep import specialise, sweep
+from training.sweep import sweep
+from training.variants import Missing, Unknown, load_with, networks_for, say_what_has_no_norm
+
+_LONGEST_NAME = 60  # characters of channel sets in the name of a record
 
 
 @dataclass(kw_only=True)
@@ -49,11 +52,12 @@ class Evaluation:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """fp32 gives the same counts on any number of ranks; bf16 is faster, and near-ties may fall otherwise."""
     channel_sets: tuple[str, ...] = ()
-    """Which channel sets, e.g. RG B or 450+530 475; by default all that the model takes."""
-    unknown: Literal["describe", "nearest"] = "describe"
+    """Which channel sets, e.g. RG B or 450+530 475; by default all that the model takes. They become part of the
+    record's name."""
+    unknown: Unknown = "describe"
     """Bands that the model was not trained on: let it make their kernels from their wavelengths, or take each for
     the nearest band that it knows."""
-    missing: Literal["as-trained", "black", "mean", "rescaled", "repeat"] = "as-trained"
+    missing: Missing = "as-trained"
     """What an ordinary network that was trained on all channels gets in place of missing ones, whatever its recipe
     says: black, their mean, their mean with the rest scaled up, or copies of those that are there."""
     recalibrate: int = 0
@@ -62,11 +66,26 @@ class Evaluation:
     processes: int | None = None
     """Refuse to start unless there are this many ranks."""
 
+    def __post_init__(self) -> None:
+        if self.unknown == "nearest" and not self.channel_sets:
+            raise ConfigError(
+                "--unknown nearest is for bands that --channel-sets names; add some, or leave it out"
+            )
+        if self.recalibrate < 0:
+            raise ConfigError(f"--recalibrate {self.recalibrate} must not be negative")
+
     @property
     def record(self) -> str:
-        """Name of the record in the run directory."""
-        words = ["sweep", self.split, *(["chosen"] if self.channel_sets else []), *self.modifiers]
-        return "-".join(words) + ".json"
+        """Name of the record in the run directory; another question has another name."""
+        return "-".join(["sweep", self.split, *self._chosen, *self.modifiers]) + ".json"
+
+    @property
+    def _chosen(self) -> list[str]:
+        """The chosen sets, or where they are many their number and what tells them from others."""
+        if len(" ".join(self.channel_sets)) <= _LONGEST_NAME:
+            return [*self.channel_sets]
+        digest = hashlib.sha256(" ".join(self.channel_sets).encode()).hexdigest()[:8]
+        return [str(len(self.channel_sets)), "sets", digest]
 
     @property
     def modifiers(self) -> list[str]:
@@ -94,7 +113,7 @@ def main(job: Evaluation) -> None:
 
 def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]:
     """The record of one run: scores, costs, training history, provenance."""
-    recipe, model, metadata = _load(run_dir, job)
+    recipe, model, metadata = load_with(run_dir, job.missing)
     if job.data:
         recipe = replace(recipe, data=replace(recipe.data, path=job.data, root=None))
     samples = load_samples(recipe.data, job.split, runtime)
@@ -105,10 +124,12 @@ def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]
             "name the right folder with --data"
         )
     model.to(runtime.device)
-    networks, stand_ins = _networks(model, job)
+    networks, stand_ins = networks_for(model, job.channel_sets, job.unknown)
     channels = tuple(dict.fromkeys([*recipe.model.channels, *(name for chosen in networks for name in chosen)]))
     loader, _ = make_loader(recipe.data, samples, runtime, training=False, channels=channels)
     batches = track(loader, len(loader), f"evaluating {run_dir.name}", quiet=not runtime.is_main)
+    if runtime.is_main:
+        say_what_has_no_norm(model, recipe, networks)
     if job.recalibrate:
         recalibrate(networks, channels, _calibration(recipe, job.recalibrate, channels, runtime), runtime)
     start = time.perf_counter()
@@ -138,61 +159,6 @@ def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]
         "history": read_metrics(run_dir),
         "provenance": provenance("training.evaluate", runtime.world),
     }
-
-
-_ORDINARY = ("zero-fill", "zero-fill-rescaled", "repeat")  # stems that are one and the same on all channels
-_MISSING = {
-    "black": {"stem": "zero-fill", "fill": "black"},
-    "mean": {"stem": "zero-fill", "fill": "mean"},
-    "rescaled": {"stem": "zero-fill-rescaled"},
-    "repeat": {"stem": "repeat"},
-}
-
-
-def _load(run_dir: Path, job: Evaluation) -> tuple[Recipe, ChannelNet, dict[str, str]]:
-    """A finished run, its network changed as asked for.
-
-    Raises:
-        ConfigError: what stands for missing channels is not free to choose.
-    """
-    if job.missing == "as-trained":
-        return load_model(run_dir)
-    trained = load_recipe(run_dir / "config.yaml")
-    if trained.model.stem not in _ORDINARY or trained.schedule.channel_sets != "full":
-        raise ConfigError(
-            f"--missing {job.missing}: {run_dir} has a {trained.model.stem} stem and was trained on "
-            f"{trained.schedule.channel_sets} channel sets; that is open only where an ordinary network was "
-            "trained on all channels"
-        )
-    return load_model(run_dir, **_MISSING[job.missing])
-
-
-def _networks(model: ChannelNet, job: Evaluation) -> tuple[dict[ChannelSet, nn.Module], dict[str, str]]:
-    """A network for each channel set to score, and what each band that the model does not know is taken for.
-
-    Raises:
-        ConfigError: a channel that images do not give, or that this model cannot take.
-    """
-    known, stand_ins = model.stem.vocabulary, {}
-    try:
-        sets = [ChannelSet(_names(text, known)) for text in job.channel_sets] or model.stem.sets()
-        for name in dict.fromkeys(name for chosen in sets for name in chosen if name not in known):
-            if job.unknown == "nearest":
-                stand_ins[name] = min(known, key=lambda other: abs(descriptor(other) - descriptor(name)))
-            else:
-                model.stem.describe(name, descriptor(name))
-        return specialise(model, sets, stand_ins), stand_ins
-    except ValueError as error:
-        raise ConfigError(
-            f"--channel-sets {' '.join(job.channel_sets)}: {error}; bands that training never saw need a model "
-            "of --model.embedding wavelengths and --model.norm per-size, or --unknown nearest here"
-        ) from None
-
-
-def _names(text: str, known: Vocabulary) -> tuple[str, ...]:
-    """`RG` is R and G, where those are known; `475` is one band."""
-    one_channel = "+" not in text and any(letter not in known for letter in text)
-    return (text,) if one_channel else ChannelSet(parse_names(text)).names
 
 
 def _calibration(recipe: Recipe, images: int, channels: Vocabulary, runtime: Runtime) -> Loader:

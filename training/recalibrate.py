@@ -12,6 +12,7 @@ from torch import nn
 
 from modeling.channels import ChannelSet, Vocabulary
 from pipelines.batch import Batch
+from training.config import ConfigError
 from training.runtime import Runtime
 
 
@@ -21,13 +22,20 @@ def recalibrate(
 ) -> None:
     """Replace the statistics of each network's norms by means over some batches, in place.
 
+    Norms that are folded into a convolution stay as they are: those of stems, and most of two-layer bodies.
+
     Args:
-        networks: by the channel set that each was specialised to; norms folded into a stem stay as they are.
+        networks: by the channel set that each was specialised to.
         vocabulary: channels of the batches.
         batches: training images as evaluation sees them, each rank's share; what fills up the last batch counts.
         runtime: averages over the ranks.
+
+    Raises:
+        ConfigError: no norm is left to measure.
     """
     norms = [m for network in networks.values() for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        raise ConfigError("--recalibrate finds no norm: all are folded into convolutions here; leave it out")
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -1,6 +1,8 @@
 import copy
+import re
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,11 +10,13 @@ from torch import nn
 
 from modeling.channels import ChannelSet
 from modeling.cost import count_macs, count_parameters
+from modeling.depth import audit
 from modeling.merge import compose
 from modeling.network import ChannelNet
 from modeling.resnet import resnet_body
 from modeling.zoo import BODIES, StemShape, build_model, build_stem
 
+ROOT = Path(__file__).parents[2]
 RGB = ("R", "G", "B")
 SETS = [str(chosen) for chosen in ChannelSet.all_of(RGB)]
 SMALL = {  # bodies at widths that take no time
@@ -143,10 +147,18 @@ def test_four_blocks(body):
 
 @pytest.mark.parametrize("body", SMALL)
 def test_depth_is_as_told(body):
-    depth = pytest.importorskip("modeling.depth")
     options = {"steps": 4} if body == "recurrent" else {}
-    found = depth.audit(fresh(body, **options).materialize(), torch.randn(1, 3, 32, 32))
+    found = audit(fresh(body, **options).materialize(), torch.randn(1, 3, 32, 32))
     assert (found.d0, found.d1, found.d2, found.d3) == DEPTHS[body]
+
+
+@pytest.mark.parametrize("file", ["modeling/two_layer.py", "docs/report.md"])
+def test_tables_of_depths_are_those_that_are_measured(file):
+    """Rows of `| body … | … | D1 | D2 | D3 |`, which all have D0 = 4."""
+    rows = re.findall(
+        r"^\| `?([a-z-]+)[^|]*\|.*\| (\d+) \| (\d+) \| (\d+) \|$", (ROOT / file).read_text(), re.MULTILINE
+    )
+    assert {body: (4, *map(int, depths)) for body, *depths in rows} == DEPTHS
 
 
 @pytest.mark.parametrize(("body", "count"), [("strict", 4), ("matched", 6)])

@@ -103,7 +103,9 @@ def test_png_and_palette_named_jpeg_pass(folder):
 
 
 def test_damage_that_dali_would_not_notice(folder):
-    dali = pytest.importorskip("pipelines.dali")
+    pytest.importorskip("nvidia.dali")
+    from pipelines import dali
+
     name = replace_first(folder, with_bogus_table_in_the_middle(PHOTO))
     assert not dali.undecodable([str(folder / name)])
     assert "damaged" in scan(read_manifest(folder / "train.txt"), max_bad=0.1).quarantined[name]

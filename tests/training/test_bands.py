@@ -1,9 +1,13 @@
 """Networks on synthetic bands: sets and bands that training never saw."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import train_args
 
+from training.config import ConfigError
+from training.evaluate import Evaluation
 from training.metrics import from_hex
 from training.monitor import channel_grid
 from training.records import read_record
@@ -35,7 +39,7 @@ def test_bands_that_training_never_saw(band_run, program, capsys):
     assert everything["trained_on"] == SETS.split()
 
     assert program("evaluate", run_dir, "--channel-sets", "450+530+610", "475", "450+500+640", "610") == 0
-    chosen = read_record(run_dir / "sweep-test-chosen.json")
+    chosen = read_record(run_dir / "sweep-test-450+530+610-475-450+500+640-610.json")
     assert list(chosen["scores"]) == ["450+530+610", "475", "450+500+640", "610"]
     assert chosen["cost"]["sets"].keys() == chosen["scores"].keys()
     for name in ("450+530+610", "610"):
@@ -43,7 +47,7 @@ def test_bands_that_training_never_saw(band_run, program, capsys):
         assert chosen["right"][name] == everything["right"][name]
 
     assert program("evaluate", run_dir, "--channel-sets", "475", "451", "--unknown", "nearest") == 0
-    nearest = read_record(run_dir / "sweep-test-chosen-nearest.json")
+    nearest = read_record(run_dir / "sweep-test-475-451-nearest.json")
     assert nearest["stand_ins"] == {"475": "450", "451": "450"}
     assert nearest["scores"]["475"]["nll"] != chosen["scores"]["475"]["nll"]
 
@@ -59,6 +63,32 @@ def test_learned_ids_take_the_nearest_band_or_refuse(band_run, program, capsys):
         assert program("evaluate", run_dir, "--channel-sets", bad) == 2
         assert f"--channel-sets {bad}: " in capsys.readouterr().err
     assert not (run_dir / "sweep-test.json").exists()
+
+
+def test_questions_that_make_no_sense():
+    with pytest.raises(ConfigError, match="--unknown nearest is for bands that --channel-sets names"):
+        Evaluation(run_dirs=(Path("run"),), unknown="nearest")
+    with pytest.raises(ConfigError, match="--recalibrate -1 must not be negative"):
+        Evaluation(run_dirs=(Path("run"),), recalibrate=-1)
+
+
+def test_other_channel_sets_are_another_record():
+    def name(*sets):
+        return Evaluation(run_dirs=(Path("run"),), channel_sets=sets).record
+
+    many = [str(length) for length in range(400, 480, 5)]
+    names = [name(), name("RG"), name("R", "G"), name(*many), name(*many[::-1])]
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) < 100
+
+
+def test_sets_without_a_norm_of_their_own_are_said(data_dir, tmp_path, program, capsys):
+    run_dir = tmp_path / "run"
+    assert program("train", *train_args(data_dir, run_dir, "--schedule.channel-sets", "RG B")) == 0
+    assert program("evaluate", run_dir) == 0
+    assert "was not trained on RGB RB GB R G, and its norm" in capsys.readouterr().err
+    assert program("evaluate", run_dir, "--channel-sets", "GR", "B") == 0
+    assert "was not trained" not in capsys.readouterr().err
 
 
 def test_a_record_says_which_images_were_right(finished_run, program):

@@ -1,11 +1,13 @@
 """Statistics of norms, taken anew."""
 
+import pytest
 import torch
 from tiny import train_args
 from torch import nn
 
 from modeling.channels import ChannelSet
 from pipelines.batch import Batch
+from training.config import ConfigError
 from training.recalibrate import recalibrate
 from training.records import read_record
 from training.runtime import Runtime
@@ -32,6 +34,12 @@ def test_statistics_are_means_over_the_batches_of_that_set(fresh_accelerate):
         assert torch.allclose(network[0].running_var, var, atol=1e-5)
         assert not network[0].training
         assert network[0].momentum == 0.1
+
+
+def test_a_network_without_norms_is_refused(fresh_accelerate):
+    networks = {ChannelSet(("R",)): nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())}
+    with pytest.raises(ConfigError, match="finds no norm"):
+        recalibrate(networks, ("R", "G", "B"), [batch(torch.randn(2, 3, 8, 8))], Runtime())
 
 
 def test_evaluation_keeps_both_records(finished_run, program):

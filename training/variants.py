@@ -1,0 +1,92 @@
+"""What a finished run's network may be asked beside what it was trained for."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from modeling.channels import ChannelSet, Vocabulary, parse_names
+from modeling.dynamic_conv import SubsetBatchNorm2d
+from modeling.network import ChannelNet
+from training.build import descriptor, load_model
+from training.config import ConfigError, Recipe, load_recipe
+from training.subsets import trained_sets
+from training.sweep import specialise
+
+Missing = Literal["as-trained", "black", "mean", "rescaled", "repeat"]
+Unknown = Literal["describe", "nearest"]
+_ORDINARY = ("zero-fill", "zero-fill-rescaled", "repeat")  # stems that are one and the same on all channels
+_MISSING = {
+    "black": {"stem": "zero-fill", "fill": "black"},
+    "mean": {"stem": "zero-fill", "fill": "mean"},
+    "rescaled": {"stem": "zero-fill-rescaled"},
+    "repeat": {"stem": "repeat"},
+}
+
+
+def load_with(run_dir: Path, missing: Missing) -> tuple[Recipe, ChannelNet, dict[str, str]]:
+    """A finished run as `load_model` gives it, its network given something else for missing channels.
+
+    Raises:
+        ConfigError: what stands for missing channels is not free to choose.
+    """
+    if missing == "as-trained":
+        return load_model(run_dir)
+    trained = load_recipe(run_dir / "config.yaml")
+    if trained.model.stem not in _ORDINARY or trained.schedule.channel_sets != "full":
+        raise ConfigError(
+            f"--missing {missing}: {run_dir} has a {trained.model.stem} stem and was trained on "
+            f"{trained.schedule.channel_sets} channel sets; that is open only where an ordinary network was "
+            "trained on all channels"
+        )
+    return load_model(run_dir, **_MISSING[missing])
+
+
+def networks_for(
+    model: ChannelNet, channel_sets: Sequence[str], unknown: Unknown
+) -> tuple[dict[ChannelSet, nn.Module], dict[str, str]]:
+    """A network for each channel set to score, and what each band that the model does not know is taken for.
+
+    Args:
+        model: the network; bands that it is asked to take by their wavelength become known to it.
+        channel_sets: as users name them; all that the model takes if empty.
+        unknown: what to do about bands that it does not know.
+
+    Raises:
+        ConfigError: a channel that images do not give, or that this model cannot take.
+    """
+    known, stand_ins = model.stem.vocabulary, {}
+    try:
+        sets = [ChannelSet(_names(text, known)) for text in channel_sets] or model.stem.sets()
+        for name in dict.fromkeys(name for chosen in sets for name in chosen if name not in known):
+            if unknown == "nearest":
+                stand_ins[name] = min(known, key=lambda other: abs(descriptor(other) - descriptor(name)))
+            else:
+                model.stem.describe(name, descriptor(name))
+        return specialise(model, sets, stand_ins), stand_ins
+    except ValueError as error:
+        raise ConfigError(
+            f"--channel-sets {' '.join(channel_sets)}: {error}; bands that training never saw need a model "
+            "of --model.embedding wavelengths and --model.norm per-size, or --unknown nearest here"
+        ) from None
+
+
+def say_what_has_no_norm(model: ChannelNet, recipe: Recipe, sets: Iterable[ChannelSet]) -> None:
+    """A norm for each set has only what it started with for sets that training never met."""
+    norm, trained = model.stem.norm, {frozenset(chosen) for chosen in trained_sets(recipe)}
+    if isinstance(norm, SubsetBatchNorm2d) and not norm.by_size:
+        strange = [str(chosen) for chosen in sets if frozenset(chosen) not in trained]
+        if strange:
+            print(
+                f"note: {recipe.name} was not trained on {' '.join(strange)}, and its norm for each set has no "
+                "statistics of them; --model.norm per-size has",
+                file=sys.stderr,
+            )
+
+
+def _names(text: str, known: Vocabulary) -> tuple[str, ...]:
+    """`RG` is R and G, where those are known; `475` is one band."""
+    one_channel = "+" not in text and any(letter not in known for letter in text)
+    return (text,) if one_channel else ChannelSet(parse_names(text)).names
