@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from modeling.channels import ChannelSet, Vocabulary
 from modeling.dynamic_conv import ChannelConv2d
-from modeling.stems import Gain, KernelStem, Norm, check_planes, he_conv, inference_affine, set_gain
+from modeling.stems import Gain, KernelStem, Norm, StemShape, check_planes, he_conv, inference_affine, set_gain
 
 
 class SliceStem(KernelStem):
@@ -36,16 +36,14 @@ class SliceStem(KernelStem):
     Source: SliceParam of CHAMMI, arXiv 2310.19224, which has no gain, and a LayerNorm behind it.
 
     Args:
-        vocabulary, out_channels, kernel_size, stride, norm: see `KernelStem`.
+        vocabulary, shape, norm: see `KernelStem`.
     """
 
     gain: Gain = "sqrt"
 
-    def __init__(
-        self, vocabulary: Vocabulary, out_channels: int, kernel_size: int, stride: int, norm: Norm = "per-set"
-    ) -> None:
-        super().__init__(vocabulary, out_channels, kernel_size, stride, norm)
-        self.conv = he_conv(len(vocabulary), out_channels, kernel_size, stride)  # only its weight is used
+    def __init__(self, vocabulary: Vocabulary, shape: StemShape, norm: Norm = "per-set") -> None:
+        super().__init__(vocabulary, shape, norm)
+        self.conv = he_conv(len(vocabulary), shape)  # only its weight is used
 
     def kernel(self, channels: ChannelSet) -> Tensor:
         """The slices of the present channels times the gain, O×|S|×k×k."""
@@ -61,13 +59,13 @@ class RescaledZeroFillStem(SliceStem):
     Source: dropout, arXiv 1207.0580, on input channels.
 
     Args:
-        vocabulary, out_channels, kernel_size, stride: see `KernelStem`.
+        vocabulary, shape: see `KernelStem`.
     """
 
     gain: Gain = "linear"
 
-    def __init__(self, vocabulary: Vocabulary, out_channels: int, kernel_size: int, stride: int) -> None:
-        super().__init__(vocabulary, out_channels, kernel_size, stride, norm="shared")
+    def __init__(self, vocabulary: Vocabulary, shape: StemShape) -> None:
+        super().__init__(vocabulary, shape, norm="shared")
 
 
 class RepeatStem(KernelStem):
@@ -81,12 +79,12 @@ class RepeatStem(KernelStem):
     Source: common practice in porting RGB networks to other inputs.
 
     Args:
-        vocabulary, out_channels, kernel_size, stride: see `KernelStem`.
+        vocabulary, shape: see `KernelStem`.
     """
 
-    def __init__(self, vocabulary: Vocabulary, out_channels: int, kernel_size: int, stride: int) -> None:
-        super().__init__(vocabulary, out_channels, kernel_size, stride, norm="shared")
-        self.conv = he_conv(len(vocabulary), out_channels, kernel_size, stride)  # only its weight is used
+    def __init__(self, vocabulary: Vocabulary, shape: StemShape) -> None:
+        super().__init__(vocabulary, shape, norm="shared")
+        self.conv = he_conv(len(vocabulary), shape)  # only its weight is used
 
     def kernel(self, channels: ChannelSet) -> Tensor:
         """For each present channel the sum of the slices of all places where it stands, O×|S|×k×k."""
@@ -108,21 +106,19 @@ class PlainStem(KernelStem):
     The ceiling for that set, since nothing is shared; it takes no other set at all, only another order of its own.
 
     Args:
-        vocabulary, out_channels, kernel_size, stride: see `KernelStem`.
+        vocabulary, shape: see `KernelStem`.
         channels: the one set that it takes; all of the vocabulary if None.
     """
 
     def __init__(
         self,
         vocabulary: Vocabulary,
-        out_channels: int,
-        kernel_size: int,
-        stride: int,
+        shape: StemShape,
         channels: str | Sequence[str] | None = None,
     ) -> None:
-        super().__init__(vocabulary, out_channels, kernel_size, stride, norm="shared")
+        super().__init__(vocabulary, shape, norm="shared")
         self.channels = ChannelSet.parse(channels or vocabulary, vocabulary)
-        self.conv = he_conv(len(self.channels), out_channels, kernel_size, stride)  # only its weight is used
+        self.conv = he_conv(len(self.channels), shape)  # only its weight is used
 
     def kernel(self, channels: ChannelSet) -> Tensor:
         """The convolution's weight in the order in which the channels are stacked, O×|S|×k×k."""
@@ -147,7 +143,7 @@ class TableStem(KernelStem):
     one tensor, so that under DDP every parameter takes part in every step.
 
     Args:
-        vocabulary, out_channels, kernel_size, stride, norm: see `KernelStem`.
+        vocabulary, shape, norm: see `KernelStem`.
 
     Raises:
         ValueError: more than 6 channels.
@@ -155,10 +151,8 @@ class TableStem(KernelStem):
 
     MAX_CHANNELS = 6
 
-    def __init__(
-        self, vocabulary: Vocabulary, out_channels: int, kernel_size: int, stride: int, norm: Norm = "per-set"
-    ) -> None:
-        super().__init__(vocabulary, out_channels, kernel_size, stride, norm)
+    def __init__(self, vocabulary: Vocabulary, shape: StemShape, norm: Norm = "per-set") -> None:
+        super().__init__(vocabulary, shape, norm)
         if len(vocabulary) > self.MAX_CHANNELS:
             raise ValueError(
                 f"--model.stem table holds a kernel for every set of at most {self.MAX_CHANNELS} channels, "
@@ -167,10 +161,10 @@ class TableStem(KernelStem):
         sizes = [len(chosen) for chosen in self.sets()]
         starts = accumulate(sizes, initial=0)
         self.starts = {chosen.mask(vocabulary): start for chosen, start in zip(self.sets(), starts, strict=False)}
-        self.conv = he_conv(sum(sizes), out_channels, kernel_size, stride)  # only its weight is used
+        self.conv = he_conv(sum(sizes), shape)  # only its weight is used
         for chosen in self.sets():  # the fan-in is that of a set, not of the table
             start = self.starts[chosen.mask(vocabulary)]
-            std = math.sqrt(2 / (len(chosen) * kernel_size**2))
+            std = math.sqrt(2 / (len(chosen) * shape.kernel_size**2))
             nn.init.normal_(self.conv.weight[:, start : start + len(chosen)], std=std)
 
     def kernel(self, channels: ChannelSet) -> Tensor:
@@ -191,15 +185,14 @@ class DepthwiseStem(KernelStem):
     Source: Depthwise of CHAMMI, arXiv 2310.19224.
 
     Args:
-        vocabulary, out_channels, kernel_size, stride, norm: see `KernelStem`.
+        vocabulary, shape, norm: see `KernelStem`.
     """
 
-    def __init__(
-        self, vocabulary: Vocabulary, out_channels: int, kernel_size: int, stride: int, norm: Norm = "per-set"
-    ) -> None:
-        super().__init__(vocabulary, out_channels, kernel_size, stride, norm)
-        self.templates = nn.Parameter(torch.empty(out_channels, kernel_size, kernel_size))
-        self.mixing = nn.Parameter(torch.empty(len(vocabulary), out_channels))
+    def __init__(self, vocabulary: Vocabulary, shape: StemShape, norm: Norm = "per-set") -> None:
+        super().__init__(vocabulary, shape, norm)
+        features, kernel_size, _ = shape
+        self.templates = nn.Parameter(torch.empty(features, kernel_size, kernel_size))
+        self.mixing = nn.Parameter(torch.empty(len(vocabulary), features))
         nn.init.normal_(self.templates, std=math.sqrt(2 / (len(vocabulary) * kernel_size**2)))
         nn.init.normal_(self.mixing)
 
@@ -220,7 +213,7 @@ class HyperStem(KernelStem):
     Source: HyperNet of CHAMMI, arXiv 2310.19224; HyperNetworks, arXiv 1609.09106.
 
     Args:
-        vocabulary, out_channels, kernel_size, stride, norm: see `KernelStem`.
+        vocabulary, shape, norm: see `KernelStem`.
         embedding: length of a channel's embedding.
         hidden: width of the MLP.
     """
@@ -228,16 +221,14 @@ class HyperStem(KernelStem):
     def __init__(
         self,
         vocabulary: Vocabulary,
-        out_channels: int,
-        kernel_size: int,
-        stride: int,
+        shape: StemShape,
         norm: Norm = "per-set",
         *,
         embedding: int = 16,
         hidden: int = 64,
     ) -> None:
-        super().__init__(vocabulary, out_channels, kernel_size, stride, norm)
-        self.shape = (out_channels, kernel_size, kernel_size)
+        super().__init__(vocabulary, shape, norm)
+        self.shape = (shape.features, shape.kernel_size, shape.kernel_size)
         self.embedding = nn.Parameter(torch.empty(len(vocabulary), embedding))
         self.generate = nn.Sequential(
             nn.Linear(embedding, hidden),
@@ -281,7 +272,7 @@ class AttentionStem(KernelStem):
     Source: Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", arXiv 1912.03458, §3.
 
     Args:
-        vocabulary, out_channels, kernel_size, stride, norm: see `KernelStem`.
+        vocabulary, shape, norm: see `KernelStem`.
         templates: M.
         hidden: width of the attention's MLP.
     """
@@ -291,17 +282,16 @@ class AttentionStem(KernelStem):
     def __init__(
         self,
         vocabulary: Vocabulary,
-        out_channels: int,
-        kernel_size: int,
-        stride: int,
+        shape: StemShape,
         norm: Norm = "per-set",
         *,
         templates: int = 8,
         hidden: int = 16,
     ) -> None:
-        super().__init__(vocabulary, out_channels, kernel_size, stride, norm)
+        super().__init__(vocabulary, shape, norm)
         # M·O filters of one template each are O filters of M templates whose sum has been left to the attention.
-        self.conv = ChannelConv2d(vocabulary, templates * out_channels, kernel_size, bias=False, templates=1)
+        count = templates * shape.features
+        self.conv = ChannelConv2d(vocabulary, count, shape.kernel_size, bias=False, templates=1)
         with torch.no_grad():
             self.conv.templates.mul_(math.sqrt(templates))  # so that the mean of M kernels has He's variance
         self.squeeze = nn.Linear(2 * len(vocabulary), hidden)  # each channel's mean, and whether it is there

@@ -7,7 +7,7 @@ naive control; what else must be beaten stands in `modeling.rivals`.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,14 @@ from modeling.dynamic_conv import ChannelConv2d, Channels, Descriptor, SubsetBat
 
 Norm = Literal["per-set", "per-size", "shared"]
 Gain = Literal["sqrt", "linear", "none"]
+
+
+class StemShape(NamedTuple):
+    """What a body expects of its stem: features, and the kernel's size and stride; padding is half the kernel."""
+
+    features: int
+    kernel_size: int
+    stride: int
 
 
 class Stem(nn.Module, ABC):
@@ -104,20 +112,18 @@ class KernelStem(Stem):
 
     Args:
         vocabulary: channels that the stem knows.
-        out_channels, kernel_size, stride: as in `nn.Conv2d`; padding is half the kernel.
+        shape: features O, kernel k and stride.
         norm: "per-set" keeps gain, shift and statistics for every channel set, "per-size" for all sets of one size
             together, so that it has some for sets that training never saw; "shared" is one BatchNorm for all.
     """
 
-    def __init__(
-        self, vocabulary: Vocabulary, out_channels: int, kernel_size: int, stride: int, norm: Norm = "per-set"
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, shape: StemShape, norm: Norm = "per-set") -> None:
         super().__init__()
-        self.vocabulary, self.stride = vocabulary, stride
+        self.vocabulary, self.stride = vocabulary, shape.stride
         self.norm = (
-            SharedBatchNorm2d(out_channels)
+            SharedBatchNorm2d(shape.features)
             if norm == "shared"
-            else SubsetBatchNorm2d(vocabulary, out_channels, by_size=norm == "per-size")
+            else SubsetBatchNorm2d(vocabulary, shape.features, by_size=norm == "per-size")
         )
 
     def convolve(self, x: Tensor, channels: ChannelSet) -> Tensor:
@@ -142,7 +148,7 @@ class AnyChannelStem(KernelStem):
     """ChannelConv2d and a norm per channel set; the switches take away one of its parts each.
 
     Args:
-        vocabulary, out_channels, kernel_size, stride, norm: see `KernelStem`.
+        vocabulary, shape, norm: see `KernelStem`.
         templates: kernel templates per filter.
         conditioning: whether a channel's kernel depends on the others that are there; if not, A(c, S) = A0[c].
         gain: (C0/|S|)^p with p = ½ ("sqrt", which keeps the variance), 1 ("linear") or 0 ("none"). A norm per set
@@ -153,9 +159,7 @@ class AnyChannelStem(KernelStem):
     def __init__(
         self,
         vocabulary: Vocabulary,
-        out_channels: int,
-        kernel_size: int,
-        stride: int,
+        shape: StemShape,
         *,
         templates: int = 8,
         norm: Norm = "per-set",
@@ -163,14 +167,12 @@ class AnyChannelStem(KernelStem):
         gain: Gain = "sqrt",
         descriptors: Mapping[str, Descriptor] | None = None,
     ) -> None:
-        super().__init__(vocabulary, out_channels, kernel_size, stride, norm)
+        super().__init__(vocabulary, shape, norm)
         self.gain = gain
         self.conv = ChannelConv2d(
             vocabulary,
-            out_channels,
-            kernel_size,
-            stride,
-            padding=kernel_size // 2,
+            *shape,
+            padding=shape.kernel_size // 2,
             bias=False,
             descriptors=descriptors,
             templates=templates,
@@ -201,7 +203,7 @@ class ZeroFillStem(Stem):
     but no kernel and no norm that depend on which others are there.
 
     Args:
-        vocabulary, out_channels, kernel_size, stride: see `KernelStem`.
+        vocabulary, shape: see `KernelStem`.
         fill: value that stands in for each missing channel, in normalised units. A black channel, which is
             what zeroing it in the image file gives, has -mean / std; 0 is the channel's mean.
     """
@@ -209,16 +211,14 @@ class ZeroFillStem(Stem):
     def __init__(
         self,
         vocabulary: Vocabulary,
-        out_channels: int,
-        kernel_size: int,
-        stride: int,
+        shape: StemShape,
         fill: Sequence[float] | float = 0.0,
     ) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.fill = FillMissing(vocabulary, fill)
-        self.conv = he_conv(len(vocabulary), out_channels, kernel_size, stride)
-        self.norm = SharedBatchNorm2d(out_channels)
+        self.conv = he_conv(len(vocabulary), shape)
+        self.norm = SharedBatchNorm2d(shape.features)
 
     def convolve(self, x: Tensor, channels: ChannelSet) -> Tensor:
         """Fill up to the whole vocabulary and convolve."""
@@ -287,9 +287,9 @@ def set_gain(gain: Gain, vocabulary: Vocabulary, channels: ChannelSet) -> float:
     return (len(vocabulary) / len(channels)) ** {"sqrt": 0.5, "linear": 1.0, "none": 0.0}[gain]
 
 
-def he_conv(planes: int, out_channels: int, kernel_size: int, stride: int) -> nn.Conv2d:
+def he_conv(planes: int, shape: StemShape) -> nn.Conv2d:
     """An ordinary first convolution without bias, padded by half its kernel, with He's initialisation."""
-    conv = nn.Conv2d(planes, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+    conv = nn.Conv2d(planes, *shape, padding=shape.kernel_size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
     return conv
 

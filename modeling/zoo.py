@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from torch import nn
 
 from modeling import two_layer
-from modeling.channels import parse_names
+from modeling.channels import Vocabulary, parse_names
 from modeling.dynamic_conv import Descriptor
 from modeling.network import ChannelNet
 from modeling.pooling import Pooling
@@ -22,7 +22,7 @@ from modeling.rivals import (
     SliceStem,
     TableStem,
 )
-from modeling.stems import AnyChannelStem, Gain, Norm, Stem, ZeroFillStem
+from modeling.stems import AnyChannelStem, Gain, Norm, Stem, StemShape, ZeroFillStem
 
 BodyName = Literal[
     "resnet10",
@@ -71,33 +71,26 @@ class StemOptions:
     channels: str | Sequence[str] | None = None
 
 
-_STEMS: dict[StemName, Callable[[tuple, StemOptions], Stem]] = {
-    "any-channel": lambda shape, o: AnyChannelStem(
-        *shape,
+_STEMS: dict[StemName, Callable[[Vocabulary, StemShape, StemOptions], Stem]] = {
+    "any-channel": lambda names, shape, o: AnyChannelStem(
+        names,
+        shape,
         templates=o.templates,
         norm=o.norm,
         conditioning=o.conditioning,
         gain=o.gain,
         descriptors=o.descriptors,
     ),
-    "zero-fill": lambda shape, o: ZeroFillStem(*shape, fill=o.fill),
-    "zero-fill-rescaled": lambda shape, o: RescaledZeroFillStem(*shape),
-    "repeat": lambda shape, o: RepeatStem(*shape),
-    "plain": lambda shape, o: PlainStem(*shape, channels=o.channels),
-    "table": lambda shape, o: TableStem(*shape, norm=o.norm),
-    "slices": lambda shape, o: SliceStem(*shape, norm=o.norm),
-    "depthwise": lambda shape, o: DepthwiseStem(*shape, norm=o.norm),
-    "hypernet": lambda shape, o: HyperStem(*shape, norm=o.norm),
-    "attention": lambda shape, o: AttentionStem(*shape, norm=o.norm, templates=o.templates),
+    "zero-fill": lambda names, shape, o: ZeroFillStem(names, shape, fill=o.fill),
+    "zero-fill-rescaled": lambda names, shape, o: RescaledZeroFillStem(names, shape),
+    "repeat": lambda names, shape, o: RepeatStem(names, shape),
+    "plain": lambda names, shape, o: PlainStem(names, shape, channels=o.channels),
+    "table": lambda names, shape, o: TableStem(names, shape, norm=o.norm),
+    "slices": lambda names, shape, o: SliceStem(names, shape, norm=o.norm),
+    "depthwise": lambda names, shape, o: DepthwiseStem(names, shape, norm=o.norm),
+    "hypernet": lambda names, shape, o: HyperStem(names, shape, norm=o.norm),
+    "attention": lambda names, shape, o: AttentionStem(names, shape, norm=o.norm, templates=o.templates),
 }
-
-
-class StemShape(NamedTuple):
-    """What a body expects of its stem: features, and the kernel's size and stride."""
-
-    features: int
-    kernel_size: int
-    stride: int
 
 
 RESNET_STEM = StemShape(STEM_FEATURES, STEM_KERNEL, STEM_STRIDE)
@@ -214,4 +207,4 @@ def build_stem(
     name: StemName, vocabulary: str | Sequence[str], shape: StemShape = RESNET_STEM, **options: Any
 ) -> Stem:
     """A stem as a body expects it, by default that of a ResNet; `options` as in `StemOptions`."""
-    return _STEMS[name]((parse_names(vocabulary), *shape), StemOptions(**options))
+    return _STEMS[name](parse_names(vocabulary), shape, StemOptions(**options))

@@ -20,7 +20,7 @@ from modeling.rivals import (
     SliceStem,
     TableStem,
 )
-from modeling.stems import AnyChannelStem, SharedBatchNorm2d, Stem, ZeroFillStem
+from modeling.stems import AnyChannelStem, SharedBatchNorm2d, Stem, StemShape, ZeroFillStem
 from modeling.zoo import build_stem
 
 RGB = ("R", "G", "B")
@@ -55,7 +55,7 @@ EVERY = {**STEMS, **SWITCHES}
 
 def fresh(name: str, out: int = 12, kernel: int = 5, vocabulary: tuple[str, ...] = RGB) -> Stem:
     torch.manual_seed(0)
-    return EVERY[name](vocabulary, out, kernel, 2)
+    return EVERY[name](vocabulary, StemShape(out, kernel, 2))
 
 
 def trained(name: str, **shape) -> Stem:
@@ -178,7 +178,7 @@ def test_table_rows_learn_from_their_own_set_only():
 def test_state_dict_and_copies(name):
     stem = trained(name)
     torch.manual_seed(1)
-    other, twin = EVERY[name](RGB, 12, 5, 2).eval(), copy.deepcopy(stem)
+    other, twin = EVERY[name](RGB, StemShape(12, 5, 2)).eval(), copy.deepcopy(stem)
     other.load_state_dict(stem.state_dict())
     for chosen in stem.sets():
         x = torch.randn(2, len(chosen), 9, 9)
@@ -269,7 +269,7 @@ def test_repeat_against_repeated_images(chosen, seen):
 
 
 def test_repeat_goes_round_in_larger_vocabularies():
-    stem = RepeatStem(tuple("abcdef"), 4, 3, 1)
+    stem = RepeatStem(tuple("abcdef"), StemShape(4, 3, 1))
     assert stem.sources(ChannelSet(("e", "b"))) == [1, 1, 4, 1, 4, 4]
 
 
@@ -307,9 +307,9 @@ def test_table_is_one_convolution_for_each_set():
 
 
 def test_table_ends_at_six_channels():
-    assert TableStem(tuple("abcdef"), 2, 3, 1).conv.in_channels == 192
+    assert TableStem(tuple("abcdef"), StemShape(2, 3, 1)).conv.in_channels == 192
     with pytest.raises(ValueError, match=r"--model\.stem table .* at most 6 channels, not of 7; use any-channel"):
-        TableStem(tuple("abcdefg"), 2, 3, 1)
+        TableStem(tuple("abcdefg"), StemShape(2, 3, 1))
 
 
 def test_plain_is_an_ordinary_network_and_takes_one_set():
@@ -409,7 +409,7 @@ def test_gains():
     kernels = {}
     for gain in ("sqrt", "linear", "none"):
         torch.manual_seed(0)
-        kernels[gain] = AnyChannelStem(RGB, 12, 5, 2, gain=gain).kernel(ChannelSet(("G",)))
+        kernels[gain] = AnyChannelStem(RGB, StemShape(12, 5, 2), gain=gain).kernel(ChannelSet(("G",)))
     assert torch.allclose(kernels["sqrt"], kernels["none"] * math.sqrt(3))
     assert torch.allclose(kernels["linear"], kernels["none"] * 3)
 
@@ -459,7 +459,7 @@ def test_parameters_and_costs_of_every_stem(name):
 
 def test_a_stem_of_wavelengths_takes_bands_and_sets_it_never_saw():
     torch.manual_seed(0)
-    stem = AnyChannelStem(RGB, 12, 5, 2, norm="per-size", descriptors=WAVELENGTHS).eval()
+    stem = AnyChannelStem(RGB, StemShape(12, 5, 2), norm="per-size", descriptors=WAVELENGTHS).eval()
     network = ChannelNet(stem, torch.nn.Identity())
     x = torch.randn(2, 2, 16, 16)
     with pytest.raises(ValueError, match="unknown channel '500'"):
@@ -472,7 +472,7 @@ def test_a_stem_of_wavelengths_takes_bands_and_sets_it_never_saw():
 
 
 def test_a_norm_for_each_set_has_none_for_described_channels():
-    stem = AnyChannelStem(RGB, 12, 5, 2, descriptors=WAVELENGTHS)
+    stem = AnyChannelStem(RGB, StemShape(12, 5, 2), descriptors=WAVELENGTHS)
     stem.describe("500", 0.5)
     with pytest.raises(ValueError, match="no norm but one by size"):
         stem(torch.randn(2, 1, 16, 16), stem.parse(["500"]))
