@@ -11,6 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
+from training.monitor import read_metrics
+
 ROOT = Path(__file__).parents[2]
 OURS = (str(ROOT / "training"), str(ROOT / "pipelines"))
 _FORKED = multiprocessing.get_context("forkserver")
@@ -21,11 +26,14 @@ _FORKED.set_forkserver_preload(["processes", "training.train", "torch.utils.tens
 class Fault:
     """A signal that a process sends to itself when it makes its `call`-th call of a function of ours, from 1.
 
+    With `function`, a qualified name, only calls of that one count.
+
     Calls, not seconds: the same moment on every machine, and none between two lines is out of reach.
     """
 
     call: int
     signal: int = signal.SIGKILL
+    function: str = ""
 
 
 def run_ranks(args: list[str], log: Path, faults: dict[int, Fault] | None = None, world: int = 1) -> list[int]:
@@ -78,6 +86,15 @@ def calls_of(args: list[str], log: Path) -> list[str]:
     return calls
 
 
+def assert_nothing_lost(run: Path, whole: Path) -> None:
+    """A run that was disturbed ended like one that was not, and left nothing lying about."""
+    ours, theirs = load_file(run / "model.safetensors"), load_file(whole / "model.safetensors")
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    steps = [(row["step"], sorted(row)) for row in read_metrics(run)]
+    assert steps == [(row["step"], sorted(row)) for row in read_metrics(whole)]  # nothing twice, nothing missing
+    assert not [path for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
 def _listen(args: list[str], log: Path, out: Any) -> None:
     calls: list[str] = []
     _watch(lambda frame: calls.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_qualname}"))
@@ -91,9 +108,9 @@ def _train(args: list[str], log: Path, environment: dict[str, str], fault: Fault
     if fault:
         left = fault.call
 
-        def count(_: FrameType) -> None:
+        def count(frame: FrameType) -> None:
             nonlocal left
-            left -= 1
+            left -= fault.function in ("", frame.f_code.co_qualname)
             if not left:
                 os.kill(os.getpid(), fault.signal)
 
@@ -112,8 +129,6 @@ def _watch(act: Callable[[FrameType], None]) -> None:
 
 
 def _main(args: list[str], log: Path) -> None:
-    import torch
-
     from training import train
     from training.cli import run_program
 
