@@ -17,7 +17,7 @@ def options(text: str) -> set[str]:
     return {line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")}
 
 
-@pytest.mark.parametrize("name", ["train"])
+@pytest.mark.parametrize("name", ["train", "experts"])
 def test_training_is_warned_in_time_and_may_be_requeued(name):
     text = (ROOT / f"slurm/{name}.sbatch").read_text()
     assert {"--signal=B:USR1@300", "--requeue", "--open-mode=append"} <= options(text)
@@ -69,10 +69,15 @@ SINFO = "#!/bin/bash\nprintf 'n%s\\n' 1 1 2 3 4 5 6\n"
 
 
 def batch_shell(
-    folder: Path, script: str, *args: str, srun: str = SRUN + '"$@" && "$@"\n', **env: str
+    folder: Path,
+    script: str,
+    *args: str,
+    srun: str = SRUN + '"$@" && "$@"\n',
+    commands: dict[str, str] | None = None,
+    **env: str,
 ) -> tuple[subprocess.CompletedProcess, list[str]]:
     """`script` after common.sh, as on nodes n1 and n2, with `srun` in Slurm's place; what scontrol was told."""
-    for name, text in {"srun": srun, "scontrol": SCONTROL, "sinfo": SINFO}.items():
+    for name, text in {"srun": srun, "scontrol": SCONTROL, "sinfo": SINFO, **(commands or {})}.items():
         command = folder / "bin" / name
         command.parent.mkdir(exist_ok=True)
         command.write_text(text)
@@ -176,10 +181,58 @@ def test_job_is_not_left_waiting_for_nodes_that_are_not_there(tmp_path):
     assert "without n3,n4,n5,n6,n2 partition main has too few nodes (1)" in done.stderr
 
 
+# --- experts ---------------------------------------------------------------------------------------------
+
+EXPERTS = {
+    # "--array" asks for the tasks of the array, "--name" for an evaluation that is queued already.
+    "squeue": '#!/bin/bash\n[[ $* == *--array* ]] && printf "6\\n0\\n" || echo -n "$QUEUED"\n',
+    "sbatch": '#!/bin/bash\nprintf "%s\\n" "$@" >queued\nenv >inherited\n',
+}
+ARRAY = {
+    "SLURM_ARRAY_JOB_ID": "5",
+    "SLURM_ARRAY_TASK_MIN": "0",
+    "SLURM_ARRAY_TASK_MAX": "6",
+    "SLURM_CPUS_PER_TASK": "4",
+    "SLURM_GPUS_ON_NODE": "2",
+    "SLURM_JOB_ACCOUNT": "vision",
+    "SLURM_CONF": "where it is",
+    "ANYCHANNEL_PREFLIGHT": "0",
+    "PYTHONPATH": str(ROOT),
+}
+
+
+@pytest.mark.parametrize(("task", "queued", "queues"), [("0", "", True), ("0", "9", False), ("6", "", False)])
+def test_first_task_of_experts_queues_one_evaluation_of_all(tmp_path, task, queued, queues):
+    for name in ("slurm", "launch"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    srun = "#!/bin/bash\nprintf '%s\\n' \"$@\" >trained\n"
+    env = {**ARRAY, "SLURM_ARRAY_TASK_ID": task, "QUEUED": queued}
+    script = "source slurm/experts.sbatch"
+    args = ["quickstart", "--data.path", "some data", "--run-dir", "runs/my own"]
+    done, _ = batch_shell(tmp_path, script, *args, srun=srun, commands=EXPERTS, **env)
+    assert done.returncode == 0, done.stderr
+    trained = (tmp_path / "trained").read_text().splitlines()
+    chosen = {"0": "RGB", "6": "B"}[task]
+    assert [trained[trained.index(flag) + 1] for flag in ("--model.plain-channels", "--data.path")] == [
+        chosen,
+        "some data",
+    ]
+    assert trained[-4:] == [f"runs/my own-{chosen}", "--resume", "--processes", "4"]
+    assert (tmp_path / "queued").exists() == queues
+    if queues:
+        told = (tmp_path / "queued").read_text().splitlines()
+        assert told[-3:] == ["slurm/evaluate.sbatch", "runs/my own-RGB", "runs/my own-B"]
+        options = {"--dependency=afterok:5", "--partition=main", "--account=vision", "--gpus-per-node=2"}
+        assert options <= {*told}
+        inherited = (tmp_path / "inherited").read_text()
+        assert re.findall("^SLURM_.*", inherited, re.MULTILINE) == ["SLURM_CONF=where it is"]
+
+
 # --- staging ---------------------------------------------------------------------------------------------
 
 PROGRAMS = {
     "train": ("train", "--data.path"),
+    "experts": ("train", "--data.path"),
     "evaluate": ("evaluate", "--data"),
 }
 
