@@ -1,17 +1,13 @@
 """Runs that nothing disturbed, to compare with."""
 
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from images import write_images
-from tiny import train_args
-
-sys.path.insert(0, str(Path(__file__).parent))  # the fork server's children look for `processes` by its name
-
 from processes import calls_of, run_ranks
+from tiny import train_args
 
 
 @pytest.fixture(scope="session")
