@@ -90,7 +90,7 @@ def test_warned_job_saves_is_requeued_and_ends_where_it_would_have(cluster, trai
     assert job["Restarts"] == "1"
     [stopped] = steps_of_stops(log)
     assert 0 < stopped < STEPS
-    assert f"{STEPS} steps, from step {stopped};" in log
+    assert f"{STEPS} steps, from step {stopped}\n" in log
     expected, found = weights(trained), weights(cluster.root / "runs/warned")
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -109,9 +109,9 @@ def test_lost_node_costs_an_epoch_and_not_the_run(cluster):
     finally:
         cluster.repair("n1")
     assert (job["Restarts"], job["NodeList"]) == ("1", "n2")
-    first, second = log.split("from step 0;")
+    first, second = log.split("from step 0\n")
     assert "on 2 × cpu" in first and "on 1 × cpu" in second
-    assert re.search(rf"{STEPS} steps, from step [1-3]?[05];", second)  # an epoch has five
+    assert re.search(rf"{STEPS} steps, from step [1-3]?[05]\n", second)  # an epoch has five
     assert weights(run_dir)
 
 
