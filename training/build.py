@@ -19,7 +19,8 @@ from pipelines.integrity import scan, scan_splits
 from pipelines.manifest import Manifest, parse_labels, read_split
 from pipelines.samples import Samples
 from training.checkpoint import load_weights
-from training.config import ConfigError, Data, Model, Recipe, load_recipe
+from training.config import ConfigError, Data, Model, Recipe
+from training.recipe_file import load_recipe
 from training.runtime import Runtime
 
 

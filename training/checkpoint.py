@@ -22,18 +22,18 @@ from pipelines.files import flush, write_atomically
 
 
 class Checkpoints:
-    """The checkpoints of one run directory.
+    """The checkpoints of one run directory; `LAST` and `BEST` there hold the names of two of them.
 
     Args:
         folder: where they lie; made on the first save.
-        keep: how many are kept.
+        keep: how many of the newest are kept, beside the best.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
 
-    def save(self, step: int, weights: dict[str, Tensor], state: dict[str, Any]) -> Path:
-        """Write a checkpoint, make it the last, and delete the oldest beyond `keep`.
+    def save(self, step: int, weights: dict[str, Tensor], state: dict[str, Any], best: bool = False) -> Path:
+        """Write a checkpoint, make it the last, and the best where it is, and delete the oldest beyond `keep`.
 
         Raises:
             DataError: it could not be written, for instance because the disk is full; the one before stands.
@@ -42,6 +42,8 @@ class Checkpoints:
         temporary = self.folder / f".{final.name}.tmp"
         try:
             self._write(temporary, final, weights, state)
+            if best:
+                write_atomically(self.folder / "BEST", final.name)
         except (OSError, SafetensorError, RuntimeError) as error:  # a full disk has many names
             shutil.rmtree(temporary, ignore_errors=True)
             raise DataError(
@@ -68,7 +70,7 @@ class Checkpoints:
     def _prune(self, step: int) -> None:
         """Keep the newest; those of later steps are damaged, or the run would have gone on from them."""
         older = [folder for folder in self._all() if int(folder.name.removeprefix("step-")) <= step]
-        for folder in {*self._all()} - {*older[-self.keep :]}:
+        for folder in {*self._all()} - {*older[-self.keep :], self._named("BEST")}:
             shutil.rmtree(folder, ignore_errors=True)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -90,10 +92,14 @@ class Checkpoints:
 
     def _newest_first(self) -> list[Path]:
         """LAST first, where it points to something; then the others from new to old."""
-        found = self._all()[::-1]
-        pointer = self.folder / "LAST"
-        last = self.folder / pointer.read_text().strip() if pointer.is_file() else None
-        return sorted(found, key=lambda folder: folder != last)  # stable: only moves LAST to the front
+        last = self._named("LAST")
+        newest_first = self._all()[::-1]
+        return sorted(newest_first, key=lambda folder: folder != last)  # stable: only moves LAST to the front
+
+    def _named(self, pointer: str) -> Path | None:
+        """What one of the files `LAST` and `BEST` points to, if it is there."""
+        file = self.folder / pointer
+        return self.folder / file.read_text().strip() if file.is_file() else None
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-????????"))

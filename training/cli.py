@@ -8,7 +8,7 @@ import torch
 from pipelines import cli
 from training.config import ConfigError
 from training.loop import NonFiniteLossError
-from training.runtime import FailedElsewhere
+from training.runtime import FailedElsewhere, LostRankError
 
 _INTERRUPTED = "interrupted; what is saved stands, and training goes on from it with --resume"
 
@@ -23,9 +23,11 @@ def run_program(main: Callable[[], None]) -> None:
             cli.leave(f"error: {error}", cli.EXIT_BAD_INPUT)
         except NonFiniteLossError as error:
             cli.leave(f"error: {error}", cli.EXIT_FAILED)
+        except LostRankError as error:
+            cli.leave(f"error: {error}; go on from the last checkpoint with --resume", cli.EXIT_FAILED)
         except FailedElsewhere:
             sys.exit(cli.EXIT_FAILED)  # the rank that failed says why
-        except torch.cuda.OutOfMemoryError as error:
-            cli.leave(f"error: {str(error).splitlines()[0]}; lower --data.batch-size", cli.EXIT_FAILED)
+        except torch.OutOfMemoryError as error:
+            cli.leave(f"error: {str(error).splitlines()[0]}; add --schedule.accumulate auto", cli.EXIT_FAILED)
 
     cli.run_program(guarded, _INTERRUPTED)

@@ -8,9 +8,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
-
-import yaml
+from typing import Any, Literal
 
 from modeling.channels import ChannelSet, Vocabulary, parse_names
 from modeling.pooling import Pooling
@@ -18,12 +16,9 @@ from modeling.stems import Gain, Norm
 from modeling.zoo import BODIES, BodyName, BodyOptions, StemName
 from pipelines import spectral
 from pipelines.build import LoaderName
-from pipelines.errors import DataError
-from pipelines.files import write_atomically
 from pipelines.integrity import Policy
 from pipelines.manifest import parse_labels
 
-T = TypeVar("T")
 STRATEGIES = ("sandwich", "mixed", "sampled", "full")  # see training.subsets
 
 
@@ -191,8 +186,21 @@ class Augment:
     """Each batch is mixed with itself in another order, by parts drawn from Beta(α, α) with this α; 0 does not."""
     cutmix: float = 0.0
     """The same, but a rectangle of each image is replaced; with both, one of them is drawn for each step."""
+    rand_augment: int = 0
+    """Changes of colour or geometry that each image gets, drawn at random (RandAugment); of RGB images only."""
+    magnitude: int = 9
+    """How strong these changes are, 0 to 30."""
+    grow_from: int | None = None
+    """Height and width of images in the first epoch; they grow to --data.size until half of the training is over,
+    which saves time."""
 
     def __post_init__(self) -> None:
+        if self.rand_augment < 0:
+            raise ConfigError(f"--augment.rand-augment {self.rand_augment} must not be negative")
+        if not 0 <= self.magnitude <= 30:
+            raise ConfigError(f"--augment.magnitude {self.magnitude} must lie in [0, 30]")
+        if self.grow_from is not None and self.grow_from < 32:
+            raise ConfigError(f"--augment.grow-from {self.grow_from} is too small for a ResNet; use 32 or more")
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"--augment.{name} {getattr(self, name)} must not be negative")
@@ -207,6 +215,9 @@ class Optim:
     (muon, which is for weights of layers; the rest is left to AdamW)."""
     lr: float = 0.1
     """Highest learning rate, for the batch size of the recipe: it holds for any number of ranks."""
+    lr_batch: int | None = None
+    """Batch size that the learning rate is meant for: with another --data.batch-size it changes in proportion. By
+    default it is what it is."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls to 0, if it does."""
     momentum: float = 0.9
@@ -226,6 +237,8 @@ class Optim:
     def __post_init__(self) -> None:
         if not self.lr > 0:
             raise ConfigError(f"--optim.lr {self.lr} must be above 0")
+        if self.lr_batch is not None and self.lr_batch < 1:
+            raise ConfigError(f"--optim.lr-batch {self.lr_batch} must be at least 1; leave it out for no scaling")
         if not 0 < self.momentum < 1:
             raise ConfigError(f"--optim.momentum {self.momentum} must lie in (0, 1)")
         if self.clip is not None and not self.clip > 0:
@@ -261,9 +274,11 @@ class Schedule:
     """Of both answers that distillation compares; above 1 the unlikely classes count for more."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of convolutions and matrix products. auto: bf16 where the hardware has it, else fp32."""
-    accumulate: int = 1
+    accumulate: int | Literal["auto"] = 1
     """Parts that each rank's share of a batch is worked through in, to save memory; their gradients add up. Norms
-    see a part at a time."""
+    see a part at a time. auto: 1, 2, 4, … the first that fits into the memory, tried before the first step."""
+    compile: bool = False
+    """Compile everything behind the stem with torch.compile: minutes at the start, faster steps on a GPU."""
     anneal: float = 0.4
     """Part of the training, 0 to 1, until what is annealed has its final form: templates that are attended to, or
     layers that are merged."""
@@ -274,7 +289,9 @@ class Schedule:
     checkpoint_steps: int = 500
     """Optimizer steps between checkpoints; every epoch ends with one as well."""
     keep: int = 2
-    """Checkpoints that are kept."""
+    """Newest checkpoints that are kept, beside the one that did best on val."""
+    patience: float = 10.0
+    """Minutes that ranks wait for one that does not answer, before they end and say which it was."""
 
     def __post_init__(self) -> None:
         if self.groups < 2:
@@ -289,8 +306,10 @@ class Schedule:
             raise ConfigError(f"--schedule.temperature {self.temperature} must be above 0")
         if not 0 < self.anneal <= 1:
             raise ConfigError(f"--schedule.anneal {self.anneal} must lie in (0, 1]")
+        if not self.patience > 0:
+            raise ConfigError(f"--schedule.patience {self.patience} must be above 0")
         for name in ("epochs", "accumulate", "eval_epochs", "log_steps", "checkpoint_steps", "keep"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise ConfigError(f"--schedule.{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
 
 
@@ -312,6 +331,17 @@ class Recipe:
         self._check_channel_sets()
         if self.seed < 0:
             raise ConfigError(f"--seed {self.seed} must not be negative")
+        if self.augment.rand_augment and self.model.vocabulary != "RGB":
+            raise ConfigError(f"--augment.rand-augment knows RGB images only, not {self.model.vocabulary}")
+        if (self.augment.grow_from or 0) > self.data.size:
+            raise ConfigError(
+                f"--augment.grow-from {self.augment.grow_from} is beyond --data.size {self.data.size}"
+            )
+
+    @property
+    def lr_scale(self) -> float:
+        """What the batch size multiplies learning rates by. Source: Goyal et al., arXiv 1706.02677, §2.1."""
+        return self.data.batch_size / self.optim.lr_batch if self.optim.lr_batch else 1.0
 
     def _check_channel_sets(self) -> None:
         wanted, model = self.schedule.channel_sets, self.model
@@ -331,77 +361,3 @@ class Recipe:
             ) from None
         if not named or len(set(named)) < len(named):
             raise ConfigError(f"--schedule.channel-sets {wanted!r}: name one set or more, each of them once")
-
-
-def save_recipe(recipe: Recipe, file: Path) -> None:
-    """Write a recipe as YAML, atomically."""
-    write_atomically(file, yaml.safe_dump(to_dict(recipe), sort_keys=False))
-
-
-def load_recipe(file: Path) -> Recipe:
-    """Read a recipe back.
-
-    Raises:
-        DataError: the file is missing or is not a recipe.
-    """
-    if not file.is_file():
-        raise DataError(f"{file}: no such file; {file.parent} is not a run directory of training.train")
-    try:
-        return from_dict(Recipe, yaml.safe_load(file.read_text()))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise DataError(f"{file}: not a recipe ({' '.join(str(error).split())})") from None
-
-
-def to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Plain values for YAML and JSON."""
-    return dataclasses.asdict(
-        recipe,
-        dict_factory=lambda rows: {k: str(v) if isinstance(v, Path) else v for k, v in rows},
-    )
-
-
-def from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """The inverse of `to_dict`; unknown keys are errors."""
-    hints = get_type_hints(kind)
-    unknown = set(values) - set(hints) if isinstance(values, dict) else {str(values)}
-    if unknown:
-        raise ValueError(f"{kind.__name__} knows no {unknown.pop()!r}")
-    return kind(**{key: _revive(hints[key], value) for key, value in values.items()})
-
-
-# May change while a run goes on: where the data lies (its contents are checked) and what is written down.
-_HARMLESS = {
-    "name",
-    "data.path",
-    "data.root",
-    "data.loader",
-    "data.threads",
-    "data.prefetch",
-    "data.hardware_load",
-    "data.policy",
-    "data.max_bad",
-    "schedule.log_steps",
-    "schedule.keep",
-}
-
-
-def first_difference(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> str | None:
-    """The first setting in which two recipes differ and results may too, as `data.size: 64 → 84`, or None."""
-    for key in a:
-        if f"{prefix}{key}" in _HARMLESS:
-            continue
-        if isinstance(a[key], dict):
-            found = first_difference(a[key], b.get(key, {}), f"{prefix}{key}.")
-            if found:
-                return found
-        elif a[key] != b.get(key):
-            return f"{prefix}{key}: {a[key]} → {b.get(key)}"
-    return None
-
-
-def _revive(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value)
-    if value is not None and hint in (Path, Path | None):
-        return Path(value)
-    return value

@@ -26,10 +26,11 @@ from pipelines.errors import DataError
 from pipelines.progress import track
 from training.build import load_samples, make_loader
 from training.cli import run_program
-from training.config import ConfigError, Recipe, to_dict
+from training.config import ConfigError, Recipe
 from training.metrics import Score, to_hex
 from training.monitor import read_metrics
 from training.recalibrate import recalibrate
+from training.recipe_file import to_dict
 from training.records import provenance, write_record
 from training.runtime import Runtime
 from training.subsets import trained_sets

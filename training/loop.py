@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from modeling.channels import ChannelSet
 from pipelines.batch import Batch, Loader
 from pipelines.progress import track
-from training.augment import Mixer
+from training.augment import Augmentation
 from training.checkpoint import Checkpoints
 from training.config import Recipe
 from training.distill import Teacher
+from training.memory import Rehearsed, parts_that_fit
 from training.metrics import Score
 from training.monitor import Monitor
 from training.optim import learning_rate, set_learning_rate
@@ -39,16 +41,19 @@ class Meter:
     Attributes:
         sums: summed loss, the number of images it is over, summed norms of gradients, and the number of steps, of
             this rank, shape (4,).
+        losses: mean loss of each step, of this rank.
         waited: seconds spent waiting for data.
     """
 
     sums: Tensor
+    losses: list[Tensor] = field(default_factory=list)
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
 
     def add(self, loss: Tensor, valid: Tensor, norm: Tensor) -> None:
         """Count a step: its mean loss, which rows were images, and the norm of its gradient."""
         self.sums += torch.stack([loss * len(valid), valid.sum(), norm, torch.ones_like(norm)])
+        self.losses.append(loss)
 
     def read(self, runtime: Runtime) -> dict[str, float]:
         """Means of loss and gradient norm, images/s over all ranks, and the part of the time this one waited."""
@@ -60,6 +65,24 @@ class Meter:
             "train/images_per_s": images / seconds,
             "train/data_wait": self.waited / seconds,
         }
+
+    def where_it_broke(self, runtime: Runtime, step: int) -> str:
+        """The first step, and rank, whose loss is not finite, and the losses before it, in words.
+
+        Args:
+            runtime: gathers the losses of all ranks.
+            step: the last one counted.
+        """
+        table = torch.zeros(runtime.world, len(self.losses), device=runtime.device)
+        table[runtime.rank] = torch.stack(self.losses)
+        table = runtime.sum(table).cpu()
+        broken = (~table.isfinite()).nonzero()
+        if not len(broken):
+            return f"a gradient stopped being finite by step {step}"
+        rank, column = broken[broken[:, 1].argmin()].tolist()
+        before = " ".join(f"{loss:.3f}" for loss in table[rank, max(0, column - 5) : column].tolist()) or "none"
+        first = step - len(self.losses) + 1
+        return f"the loss is {table[rank, column]} on rank {rank} at step {first + column} (before it: {before})"
 
 
 class Trainer:
@@ -92,7 +115,7 @@ class Trainer:
         self.teacher = None
         if recipe.schedule.distill:
             self.teacher = Teacher(recipe, runtime.unwrap(model), train.samples.classes, runtime)
-        self.mixer = Mixer(recipe.augment, train.samples.classes, recipe.seed, runtime.rank)
+        self.augment = Augmentation(recipe.augment, train.samples.classes, recipe.seed, runtime.rank)
         self.ema = running_mean(runtime.unwrap(model), recipe.optim.ema)
         self.evaluated = listed_sets(recipe) or runtime.unwrap(model).stem.sets()
         self.steps_per_epoch = -(-len(train.samples) // recipe.data.batch_size)
@@ -100,6 +123,8 @@ class Trainer:
         # Over before the last step, so that what is annealed is in its final form when the training ends.
         self.anneal_steps = max(1.0, min(recipe.schedule.anneal * self.steps, self.steps - 1))
         self.step = 0
+        self.best = 0.0  # mean accuracy of the best sweep over val so far
+        self.parts = recipe.schedule.accumulate if recipe.schedule.accumulate != "auto" else self._parts_that_fit()
         self.commit = commit()  # of the code as the run started; it may change underneath
         self.seconds = 0.0  # spent training so far, over all runs that resumed one another
         self._started = time.perf_counter()
@@ -109,18 +134,18 @@ class Trainer:
 
     def fit(self) -> bool:
         """Train to the end, or to a stop request: True when the recipe is complete."""
-        work = track(self._run(), self.steps - self.step, self._describe, quiet=not self.runtime.is_main)
+        work = track(self.iterate(), self.steps - self.step, self._describe, quiet=not self.runtime.is_main)
         for _ in work:
             # Now and then only: the ranks must agree, and asking makes the GPU wait.
             if self.step % self.recipe.schedule.log_steps == 0 and self.stop.requested():
-                self._save()
+                self.save()
                 return False
         return True
 
     @property
     def result(self) -> nn.Module:
         """The network to validate and to keep: the running mean of the weights, where there is one."""
-        return self.ema.module if self.ema else self.runtime.unwrap(self.model)
+        return self.ema.module if self.ema else self.runtime.whole(self.model)
 
     @property
     def seconds_so_far(self) -> float:
@@ -128,13 +153,14 @@ class Trainer:
         return self.seconds + time.perf_counter() - self._started
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the weights that a resumed run needs."""
+        """Everything but the weights that a resumed run needs. To be called on every rank."""
         scaler = self.runtime.scaler
         return {
             "step": self.step,
+            "best": self.best,
             "commit": self.commit,
             "seconds": self.seconds_so_far,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.runtime.optimizer_state(self.optimizer),
             "scaler": scaler.state_dict() if scaler else None,
             "ema": self.ema.state_dict() if self.ema else None,
             "loader": self.train.state_dict(),
@@ -143,16 +169,16 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where a checkpoint stood."""
         self.step = self._saved = state["step"]
-        self.seconds, self.commit = state["seconds"], state["commit"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.best, self.seconds, self.commit = state["best"], state["seconds"], state["commit"]
+        self.runtime.load_optimizer_state(self.optimizer, state["optimizer"])
         if self.runtime.scaler and state["scaler"]:
             self.runtime.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.load_state_dict(state["ema"])
         self.train.load_state_dict(state["loader"])
 
-    def _run(self) -> Iterator[None]:
-        """Yields after every optimizer step, when the run is whole and may be saved."""
+    def iterate(self) -> Iterator[None]:
+        """Train; yields after every optimizer step, when the run is whole and may be saved."""
         schedule = self.recipe.schedule
         while self.train.epoch < schedule.epochs:
             for batch in self._timed(self.train):
@@ -160,17 +186,16 @@ class Trainer:
                 if self.step % schedule.log_steps == 0 or self.step == self.steps:
                     self._log()
                 if self.step % schedule.checkpoint_steps == 0 and self.step % self.steps_per_epoch:
-                    self._save()  # an epoch's last step is saved below, after its validation
+                    self.save()  # an epoch's last step is saved below, after its validation
                 yield
-            if self.train.epoch % schedule.eval_epochs == 0 or self.train.epoch == schedule.epochs:
-                self._validate()
-            self._save()
+            evaluated = self.train.epoch % schedule.eval_epochs == 0 or self.train.epoch == schedule.epochs
+            self.save(best=evaluated and self._validate())
 
     def _train_step(self, batch: Batch) -> None:
         lr = learning_rate(self.recipe.optim, self.step, self.steps, self.steps_per_epoch)
-        set_learning_rate(self.optimizer, lr)
+        set_learning_rate(self.optimizer, lr * self.recipe.lr_scale)
         network, progress = self.runtime.unwrap(self.model), self.step / self.anneal_steps
-        network.train()
+        self.model.train()
         network.anneal(progress)
         loss = self._backward(batch)
         norm = self.runtime.clip(self.model, self.recipe.optim.clip)
@@ -184,23 +209,36 @@ class Trainer:
 
     def _backward(self, batch: Batch) -> Tensor:
         """Gradients of the batch's mean loss, worked through in parts that add up; returns that loss."""
-        images, targets = self.mixer(batch.images, batch.labels, self.step)
-        parts = self.recipe.schedule.accumulate
-        rows = [values.tensor_split(parts) for values in (images, targets, batch.valid)]
+        images, targets = self.augment(batch.images, batch.labels, self.step, self.step / self.steps)
+        rows = [values.tensor_split(self.parts) for values in (images, targets, batch.valid)]
         total = torch.zeros((), device=self.runtime.device)
         for i, part in enumerate(zip(*rows, strict=True)):
-            with self.runtime.accumulate(self.model, more=i < parts - 1):
+            with self.runtime.accumulate(self.model, more=i < self.parts - 1):
                 loss = self._loss(*part).sum() / len(batch.valid)
                 self.runtime.backward(loss)
             total += loss.detach()
         return total
 
-    def _loss(self, images: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+    def _parts_that_fit(self) -> int:
+        network, size, device = self.runtime.unwrap(self.model), self.recipe.data.size, self.runtime.device
+
+        def attempt(rows: int) -> None:
+            images = torch.zeros(rows, len(self.vocabulary), size, size, device=device)
+            images = images.contiguous(memory_format=torch.channels_last)
+            labels = torch.zeros(rows, dtype=torch.int64, device=device)
+            # Not through DDP: where one rank fails, the others would wait for its gradients.
+            self._loss(images, labels, torch.ones_like(labels, dtype=torch.bool), network).sum().backward()
+
+        network.train()
+        with Rehearsed(network):
+            return parts_that_fit(attempt, self.recipe.data.batch_size // self.runtime.world, self.runtime)
+
+    def _loss(self, images: Tensor, targets: Tensor, valid: Tensor, model: nn.Module | None = None) -> Tensor:
         """Per image, (N,); that of padding rows is zero, so that each sample weighs the same in an epoch."""
         groups = self._groups(images)
         with self.runtime.autocast():
             seen = [chosen.select(part, self.vocabulary) for part, chosen in groups]
-            logits = self.model(seen, [chosen for _, chosen in groups]).float()
+            logits = (model or self.model)(seen, [chosen for _, chosen in groups]).float()
         smoothing = self.recipe.optim.label_smoothing
         losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
         if self.teacher:
@@ -214,42 +252,55 @@ class Trainer:
         parts = images.tensor_split(len(sets))  # empty ones where there are fewer images than groups
         return [(part, chosen) for part, chosen in zip(parts, sets, strict=True) if len(part)]
 
-    def _validate(self) -> None:
+    def _validate(self) -> bool:
+        """Sweep over val; whether it went better than ever before."""
         start = time.perf_counter()
-        model = self.result
-        self.runtime.average_buffers(model)
-        networks = specialise(model, self.evaluated)
+        self.runtime.average_buffers(self.ema.module if self.ema else self.runtime.unwrap(self.model))
+        networks = specialise(self.result, self.evaluated)
         scores = sweep(networks, self.vocabulary, self.val, len(self.val.samples), self.runtime).scores
         self.monitor.sweep(self.step, "val", scores, epoch=self.train.epoch)
         self._say(f"epoch {self.train.epoch}/{self.recipe.schedule.epochs} val top-1: {format_scores(scores)}")
         self._meter.since += time.perf_counter() - start  # validation is not training's time
+        mean = fmean(score.accuracy for score in scores.values())
+        improved, self.best = mean > self.best, max(mean, self.best)
+        return improved
 
     def _log(self) -> None:
         values = self._meter.read(self.runtime)
-        self._check_finite(values["train/loss"])
+        self._check_finite(values)
         lr = self.optimizer.param_groups[0]["lr"]
         self.monitor.scalars(self.step, {**values, "train/lr": lr}, epoch=self.train.epoch)
         self._meter = self._new_meter()
         self._last = values
 
-    def _check_finite(self, loss: float) -> None:
-        """The same loss on every rank, so that all of them stop."""
-        if not math.isfinite(loss):
+    def _check_finite(self, values: dict[str, float]) -> None:
+        """The same values on every rank, so that all stop. In fp16 gradients may overflow, and are skipped."""
+        norm = 0.0 if self.runtime.scaler else values["train/grad_norm"]
+        if not math.isfinite(values["train/loss"] + norm):
             raise NonFiniteLossError(
-                f"the loss is {loss} at step {self.step}, the last checkpoint is of step {self._saved}; "
+                f"{self._meter.where_it_broke(self.runtime, self.step)}; "
+                f"the last checkpoint is of step {self._saved}; "
                 f"start anew with --run-dir and an --optim.lr below {self.recipe.optim.lr}"
             )
 
     def _new_meter(self) -> Meter:
         return Meter(torch.zeros(4, device=self.runtime.device))
 
-    def _save(self) -> None:
+    def save(self, best: bool = False) -> None:
+        """Write a checkpoint, unless this step has one. To be called on every rank.
+
+        Args:
+            best: whether it did best on val so far.
+
+        Raises:
+            NonFiniteLossError: the weights are not worth keeping.
+        """
         if self.step == self._saved:
             return
-        self._check_finite(self._meter.read(self.runtime)["train/loss"])  # nothing poisoned is saved
+        self._check_finite(self._meter.read(self.runtime))  # nothing poisoned is saved
+        weights, state = self.runtime.weights(self.model), self.state_dict()
         if self.runtime.is_main:
-            weights = self.runtime.unwrap(self.model).state_dict()
-            self.checkpoints.save(self.step, weights, self.state_dict())
+            self.checkpoints.save(self.step, weights, state, best)
         self._saved = self.step
 
     def _timed(self, batches: Loader) -> Iterator[Batch]:

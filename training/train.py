@@ -7,26 +7,31 @@ One process, or several: `accelerate launch --config_file launch/cpu.yaml -m tra
 import contextlib
 import fcntl
 import sys
+import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO
 
 import tyro
+from torch import Tensor
 
 from pipelines.batch import Loader
 from pipelines.samples import Samples
+from training import zero
 from training.build import first_images, load_training_samples, make_loader, new_model
 from training.checkpoint import Checkpoints, save_weights
 from training.cli import run_program
-from training.config import ConfigError, Recipe, first_difference, load_recipe, save_recipe, to_dict
+from training.config import ConfigError, Recipe
 from training.loop import Trainer
 from training.monitor import Monitor
 from training.optim import build_optimizer
 from training.preemption import StopFile
+from training.recipe_file import first_difference, load_recipe, save_recipe, to_dict, to_yaml
 from training.recipes import RECIPES
 from training.records import hardware
-from training.runtime import Runtime
+from training.rehearsal import rehearse
+from training.runtime import Runtime, restarts
 
 
 @dataclass(kw_only=True)
@@ -39,34 +44,53 @@ class Job(Recipe):
     """Go on from the run directory's last checkpoint, or start afresh where there is none."""
     processes: int | None = None
     """Refuse to start unless there are this many ranks."""
+    dry_run: bool = False
+    """Do a few steps, a sweep over one batch and a checkpoint, say what they took and what the whole run would,
+    and keep nothing."""
+    print_config: bool = False
+    """Print the recipe with all its settings and end."""
 
 
 def main(job: Job) -> None:
     """Train to the end, or to a stop request, and leave weights in the run directory."""
-    runtime = Runtime(job.schedule.precision, job.seed, job.processes)
-    _train(job, runtime)
+    if job.print_config:
+        print(to_yaml(_recipe(job)), end="")
+        return
+    runtime = Runtime(job.schedule.precision, job.seed, job.processes, job.schedule.patience)
+    with runtime.answering():
+        _train(job, runtime)
     runtime.close()
 
 
 def _train(job: Job, runtime: Runtime) -> None:
     run_dir = job.run_dir or Path("runs") / job.name
-    recipe = _recipe(job)
-    if runtime.first(lambda: _is_finished(run_dir, recipe, job.resume)):
+    recipe, resume = _recipe(job), job.resume or restarts() > 0
+    if not job.dry_run and runtime.first(lambda: _is_finished(run_dir, recipe, resume)):
         _say(runtime, f"{run_dir} is finished; next: python -m training.evaluate {run_dir}")
         return
+    if runtime.zero:
+        zero.check(runtime.zero, runtime.precision, recipe)
     samples = load_training_samples(recipe.data, runtime)
     channels, passes = recipe.model.channels, recipe.schedule.epochs
     make = partial(make_loader, recipe.data, runtime=runtime, channels=channels, passes=passes)
     train, reason = make(samples["train"], training=True, seed=recipe.seed)
     val, _ = make(samples["val"], training=False)
     with contextlib.ExitStack() as held:  # holds the lock on the run directory
+        if job.dry_run:
+            run_dir = Path(runtime.first(lambda: held.enter_context(tempfile.TemporaryDirectory())))
         runtime.first(lambda: _open_run(run_dir, recipe, samples, held))
-        trainer = _build_trainer(run_dir, recipe, runtime, train, val, job.resume)
-        _say(runtime, _introduction(run_dir, trainer, reason))
+        trainer = _build_trainer(run_dir, recipe, runtime, train, val, resume)
+        _say(runtime, _introduction(trainer, reason))
+        if job.dry_run:
+            _say(runtime, "\n".join(["dry run, of which nothing is kept", *rehearse(trainer)]))
+            trainer.monitor.close()
+            return
+        _say(runtime, f"  everything goes to {run_dir}; watch: tensorboard --logdir {run_dir} --host 127.0.0.1")
         finished = trainer.fit()
         trainer.monitor.close()
         if finished:
-            runtime.first(lambda: _write_weights(run_dir, trainer))
+            weights = trainer.result.state_dict()
+            runtime.first(lambda: _write_weights(run_dir, trainer, weights))
     if finished:
         _say(runtime, f"finished in {trainer.seconds_so_far:.0f} s; next: python -m training.evaluate {run_dir}")
     else:
@@ -90,7 +114,10 @@ def _build_trainer(
     if weights:
         model.load_state_dict(weights)
         train.load_state_dict(state["loader"])  # first, since it refuses other data
-    model, optimizer = runtime.prepare(model, build_optimizer(model, recipe.optim))
+    if recipe.schedule.compile:
+        # What follows the stem has the same shapes in every step; stems change with the channel sets.
+        model.body.compile(dynamic=False)
+    model, optimizer = runtime.prepare(model, build_optimizer(model, recipe.optim), recipe.optim.clip)
     monitor = Monitor(run_dir, runtime.is_main, state["step"] if state else 0)
     stop = StopFile(run_dir, runtime)
     trainer = Trainer(recipe, runtime, model, optimizer, train, val, checkpoints, monitor, stop)
@@ -141,19 +168,19 @@ def _lock(run_dir: Path) -> IO[str]:
     return file
 
 
-def _introduction(run_dir: Path, trainer: Trainer, reason: str) -> str:
+def _introduction(trainer: Trainer, reason: str) -> str:
     recipe, runtime, samples = trainer.recipe, trainer.runtime, trainer.train.samples
     sets = " ".join(map(str, trainer.evaluated))
+    parts = f"; each rank takes its batch in {trainer.parts} parts" if trainer.parts > 1 else ""
     return (
         f"{recipe.name}: {recipe.model.stem} {recipe.model.body} on {runtime.world} × {runtime.device.type}, "
         f"{runtime.precision}; channel sets {sets}\n"
         f"  {len(samples)} images, {samples.classes} classes, {reason}\n"
-        f"  {trainer.steps} steps, from step {trainer.step}; everything goes to {run_dir}\n"
-        f"  watch: tensorboard --logdir {run_dir} --host 127.0.0.1"
+        f"  {trainer.steps} steps, from step {trainer.step}{parts}"
     )
 
 
-def _write_weights(run_dir: Path, trainer: Trainer) -> None:
+def _write_weights(run_dir: Path, trainer: Trainer, weights: dict[str, Tensor]) -> None:
     """Leave `model.safetensors`, which marks the run as finished, with what a record needs to know."""
     samples = trainer.train.samples
     metadata = {
@@ -167,7 +194,6 @@ def _write_weights(run_dir: Path, trainer: Trainer) -> None:
         "commit": trainer.commit,
         "hardware": hardware(trainer.runtime.world),
     }
-    weights = trainer.result.state_dict()
     save_weights(run_dir / "model.safetensors", weights, metadata)
 
 

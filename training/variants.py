@@ -11,7 +11,8 @@ from modeling.channels import ChannelSet, Vocabulary, parse_names
 from modeling.dynamic_conv import SubsetBatchNorm2d
 from modeling.network import ChannelNet
 from training.build import descriptor, load_model
-from training.config import ConfigError, Recipe, load_recipe
+from training.config import ConfigError, Recipe
+from training.recipe_file import load_recipe
 from training.subsets import trained_sets
 from training.sweep import specialise
 

@@ -14,9 +14,11 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 from torch.distributed.run import determine_local_world_size
 
+from training import zero
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "launch").glob("*.yaml"))
-NAMES = {"cpu", "ddp", "multinode", "single_gpu", "zero2"}
+NAMES = {"cpu", "ddp", "multinode", "single_gpu", "zero1", "zero2", "zero3"}
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
@@ -58,13 +60,18 @@ def test_flags_win_over_the_multinode_file():
     assert (args.main_process_ip, args.main_process_port) == ("host", 15001)
 
 
-def test_zero2_clips_nothing_and_says_so_aloud():
-    args = resolved(["--config_file", "launch/zero2.yaml", "-m", "training.train"])
-    assert args.zero_stage == 2
-    assert args.gradient_clipping > 1e6  # 0 would be dropped on the way, and DeepSpeed's default put in its place
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_divides_what_its_name_says_and_clips_as_the_recipe_does(stage):
+    args = resolved(["--config_file", f"launch/zero{stage}.yaml", "-m", "training.train"])
+    assert (args.use_deepspeed, args.zero_stage) == (True, stage)
+    assert args.gradient_clipping is None
+    config = {"gradient_clipping": "auto"}
+    for clip, wanted in ((0.5, 0.5), (None, 1e9)):  # 0 would count as unset, and unset has clipped at 1
+        zero.configure(config, "bf16", clip)
+        assert config["gradient_clipping"] == wanted
 
 
-@pytest.mark.parametrize("name", ["ddp", "zero2"])
+@pytest.mark.parametrize("name", ["ddp", "zero1", "zero2", "zero3"])
 def test_every_gpu_gets_a_process_and_without_one_nothing_starts(name, monkeypatch):
     """With a number in the file, a machine without GPUs would train so many times, alone each time."""
     processes = str(resolved(["--config_file", f"launch/{name}.yaml", "-m", "training.train"]).num_processes)

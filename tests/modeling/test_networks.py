@@ -62,7 +62,7 @@ def test_materialized_network_shares_nothing(model):
     model.load_state_dict(kept)
 
 
-@pytest.mark.parametrize("name", STEMS.keys() - {"zero-fill", "attention"})
+@pytest.mark.parametrize("name", [name for name in STEMS if name not in ("zero-fill", "attention")])
 def test_stems_of_one_kernel_become_one_plain_conv(name):
     stem = build_stem(name, RGB)
     plain = stem.materialize(ChannelSet.parse("GB", RGB))

@@ -7,7 +7,7 @@ from tiny import train_args
 from torch import nn
 
 from modeling.network import ChannelNet
-from training.augment import Mixer
+from training.augment import Augmentation
 from training.config import Augment
 from training.loop import running_mean
 from training.monitor import read_metrics
@@ -20,7 +20,7 @@ def test_what_is_drawn_depends_on_seed_step_and_rank_alone(settings):
     def mixed(seed=0, rank=0, step=5):
         torch.manual_seed(torch.seed() % 1000)
         before = torch.get_rng_state()
-        result = Mixer(settings, 3, seed, rank)(images, labels, step)
+        result = Augmentation(settings, 3, seed, rank)(images, labels, step)
         assert torch.equal(torch.get_rng_state(), before)
         return result
 
@@ -39,13 +39,13 @@ def test_images_and_labels_are_mixed_by_the_same_parts():
     images = nn.functional.one_hot(labels, 4).float()[:, :, None, None].expand(4, 4, 8, 8)
     for settings in (Augment(mixup=1.0), Augment(cutmix=1.0)):
         for step in range(20):
-            mixed, targets = Mixer(settings, 4, 0, 0)(images, labels, step)
+            mixed, targets = Augmentation(settings, 4, 0, 0)(images, labels, step)
             assert torch.allclose(mixed.mean((2, 3)), targets, atol=1e-5)
 
 
 def test_nothing_to_mix_is_nothing_done():
     images, labels = torch.randn(2, 3, 8, 8), torch.arange(2)
-    assert Mixer(Augment(), 2, 0, 0)(images, labels, 0) == (images, labels)
+    assert Augmentation(Augment(), 2, 0, 0)(images, labels, 0) == (images, labels)
 
 
 @pytest.fixture

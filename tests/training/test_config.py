@@ -19,13 +19,10 @@ from training.config import (
     Optim,
     Recipe,
     Schedule,
-    first_difference,
-    load_recipe,
-    save_recipe,
-    to_dict,
 )
 from training.distill import mix
 from training.optim import build_optimizer, learning_rate
+from training.recipe_file import first_difference, load_recipe, save_recipe, to_dict
 from training.recipes import RECIPES
 from training.runtime import resolve_precision
 from training.subsets import channel_sets, trained_sets

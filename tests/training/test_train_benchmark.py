@@ -41,7 +41,7 @@ def test_both_loops_do_the_same_arithmetic(fresh_accelerate, tmp_path):
     torch.manual_seed(0)
     trainer = make_trainer(TINY, tmp_path)
     network, batch = plain_network(copy.deepcopy(trainer.model)), trainer.train._batch
-    ours, plain = trainer._run(), plain_steps(network, batch, TINY.recipe().optim, "fp32")
+    ours, plain = trainer.iterate(), plain_steps(network, batch, TINY.recipe().optim, "fp32")
     for _ in range(4):
         assert loss(plain_network(trainer.model), batch) == pytest.approx(loss(network, batch), rel=1e-5)
         next(ours)
@@ -60,7 +60,7 @@ def loss(network, batch):
 
 def test_our_loop_is_measured_with_its_logging(fresh_accelerate, tmp_path):
     trainer = make_trainer(TINY, tmp_path)
-    list(islice(trainer._run(), TINY.recipe().schedule.log_steps))
+    list(islice(trainer.iterate(), TINY.recipe().schedule.log_steps))
     [line] = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert line["step"] == TINY.recipe().schedule.log_steps
     assert line["train/images_per_s"] > 0
@@ -112,7 +112,7 @@ def test_peaks_go_by_the_name_of_the_gpu(name, peak, monkeypatch):
 
 def test_compiled_loops_are_contenders(tmp_path, program, monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
     file = tmp_path / "train.json"
     assert program("benchmark", "train", *QUICK, "--ranks", "1", "--compile", "--record", file) == 0
     assert len(compiled) == 2

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 TINY = (
-    "--data.size 32 --data.batch-size 8 --schedule.epochs 2 --schedule.eval-epochs 1 --schedule.precision fp32 "
-    "--schedule.log-steps 2 --schedule.checkpoint-steps 3 --schedule.groups 2 --optim.lr 0.02"
+    "--model.body resnet10 --data.size 32 --data.batch-size 8 --schedule.epochs 2 --schedule.eval-epochs 1 "
+    "--schedule.precision fp32 --schedule.log-steps 2 --schedule.checkpoint-steps 3 --schedule.groups 2 "
+    "--optim.lr 0.02"
 )
 TINY_WORDS = TINY.split()
 

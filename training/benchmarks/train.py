@@ -179,7 +179,7 @@ def our_steps(job: TrainBenchmark, *, compiled: bool = False) -> Contender:
     with tempfile.TemporaryDirectory() as run_dir:
         trainer = make_trainer(job, Path(run_dir), compiled=compiled)
         with contextlib.closing(trainer.monitor):
-            for _ in trainer._run():
+            for _ in trainer.iterate():
                 yield job.batch_size
 
 
@@ -189,7 +189,7 @@ def make_trainer(job: TrainBenchmark, run_dir: Path, *, compiled: bool = False) 
     runtime = Runtime(recipe.schedule.precision, recipe.seed)
     network = job.network()
     if compiled:
-        network.compile()  # in place, so that nobody who handles it notices
+        network.body.compile(dynamic=False)  # as --schedule.compile does
     model, optimizer = runtime.prepare(network, build_optimizer(network, recipe.optim))
     loader = StillLoader(job.batch(runtime))
     return Trainer(
@@ -228,7 +228,7 @@ def _plain(job: TrainBenchmark, *, compiled: bool = False) -> Contender:
     runtime = Runtime(job.precision)
     network = plain_network(job.network()).to(runtime.device, memory_format=torch.channels_last)
     if compiled:
-        network.compile()
+        network.compile(dynamic=False)
     return plain_steps(network, job.batch(runtime), job.recipe().optim, runtime.precision)
 
 

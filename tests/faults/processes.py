@@ -1,0 +1,126 @@
+"""Ranks as children of a fork server that has imported everything: a run costs seconds, not imports."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+OURS = (str(ROOT / "training"), str(ROOT / "pipelines"))
+_FORKED = multiprocessing.get_context("forkserver")
+_FORKED.set_forkserver_preload(["processes", "training.train", "torch.utils.tensorboard", "timm.optim"])
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A signal that a process sends to itself when it makes its `call`-th call of a function of ours, from 1.
+
+    Calls, not seconds: the same moment on every machine, and none between two lines is out of reach.
+    """
+
+    call: int
+    signal: int = signal.SIGKILL
+
+
+def run_ranks(args: list[str], log: Path, faults: dict[int, Fault] | None = None, world: int = 1) -> list[int]:
+    """Run `training.train ARGS` in a world of its own; exit statuses by rank, negative for a signal.
+
+    Where one rank dies the others are left to end by themselves, as on machines of their own. A rank that a fault
+    has stopped is ended when the others are through.
+
+    Args:
+        args: of training.train.
+        log: gets what all ranks print.
+        faults: by rank.
+        world: number of ranks.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = []
+    for rank in range(world):
+        environment = (
+            {k: str(v) for k, v in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()} if world > 1 else {}
+        )
+        fault = (faults or {}).get(rank)
+        ranks.append(_FORKED.Process(target=_train, args=(args, log, environment, fault)))
+    for process in ranks:
+        process.start()
+    stopped = {rank for rank, fault in (faults or {}).items() if fault.signal == signal.SIGSTOP}
+    try:
+        for rank, process in enumerate(ranks):
+            if rank not in stopped:
+                process.join(timeout=300)
+                assert process.exitcode is not None, f"rank {rank} goes on for ever: {log.read_text()[-2000:]}"
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+    return [process.exitcode for process in ranks]
+
+
+def calls_of(args: list[str], log: Path) -> list[str]:
+    """What functions of ours a run of one rank calls, one after the other, as `file:function`."""
+    ours, theirs = _FORKED.Pipe()
+    process = _FORKED.Process(target=_listen, args=(args, log, theirs))
+    process.start()
+    theirs.close()
+    calls = ours.recv()
+    process.join()
+    assert process.exitcode == 0, log.read_text()[-2000:]
+    return calls
+
+
+def _listen(args: list[str], log: Path, out: Any) -> None:
+    calls: list[str] = []
+    _watch(lambda frame: calls.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_code.co_qualname}"))
+    _main(args, log)
+    sys.setprofile(None)
+    out.send(calls)
+
+
+def _train(args: list[str], log: Path, environment: dict[str, str], fault: Fault | None) -> None:
+    os.environ.update(environment)
+    if fault:
+        left = fault.call
+
+        def count(_: FrameType) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                os.kill(os.getpid(), fault.signal)
+
+        _watch(count)
+    _main(args, log)
+
+
+def _watch(act: Callable[[FrameType], None]) -> None:
+    """Have `act` see each call of a function of ours, in this thread."""
+
+    def see(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(OURS):
+            act(frame)
+
+    sys.setprofile(see)
+
+
+def _main(args: list[str], log: Path) -> None:
+    import torch
+
+    from training import train
+    from training.cli import run_program
+
+    with log.open("a") as file:  # what libraries print, too
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    torch.set_num_threads(1)
+    job = train.parse(args)
+    run_program(lambda: train.main(job))
