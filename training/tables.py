@@ -238,7 +238,9 @@ def train_rows(records: Records) -> Rows:
 
 
 def _world(record: dict[str, Any], name: str) -> str:
-    return name if name.startswith("one") else f"{record['scaling']['ranks']} {name}"
+    """With its number of ranks in words."""
+    count = f"{record['scaling']['ranks']} ranks"
+    return name.replace("as many ranks", count) if "as many" in name else name.replace("ranks", count)
 
 
 def _median(row: dict[str, Any]) -> str:
@@ -266,7 +268,7 @@ def _reduced(record: dict[str, Any]) -> str:
     """How long an all-reduce took."""
     rows = record["scaling"]["all_reduce"]
     told = [f"{row['bytes']:,} bytes {1e3 * median(row['seconds']):,.2f} ms" for row in rows]
-    return f"All-reduces among {record['scaling']['ranks']} ranks by themselves: {', '.join(told)}."
+    return f"All-reduces among {record['scaling']['ranks']} ranks by themselves (median over the rounds): {', '.join(told)}."
 
 
 def zero_rows(records: Records) -> Rows:

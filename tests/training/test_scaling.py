@@ -81,7 +81,7 @@ def test_predictions_in_the_docs_are_those_of_this_code():
     record = read_record(RECORDS / "scaling.json")
     names = ("loader-mini-imagenet-84", "loader-photos")
     decoded = decoding_rates([read_record(RECORDS / f"{name}.json") for name in names])
-    hop = message_seconds(read_record(RECORDS / "train-cpu.json"))
+    hop = message_seconds(read_record(RECORDS / "all-reduce-cpu.json"))
     now = json.loads(json.dumps(predict("resnet34", decoded, hop)))
     assert [now["rows"], now["clusters"]] == [record["rows"], record["clusters"]]
     assert now["facts"] | {"kernels": 0} == record["facts"] | {"kernels": 0}  # which a version of torch may change
@@ -91,6 +91,15 @@ def test_the_modelled_gpu_works_at_what_was_published_for_it():
     """ResNet-34 at 224 px, about 4100 images/s or 29 % of what an A100 can do."""
     [cluster, _] = clusters(1e-5)
     assert cluster.flops / 312e12 == pytest.approx(0.29, abs=0.01)
+
+
+@pytest.mark.parametrize(("alone", "eight"), [(2470, 16621), (938, 7248)], ids=["mixed precision", "TF32"])
+def test_what_nvidia_published_for_eight_gpus_stays_below_the_prediction(alone, eight):
+    """ResNet-50 at 224 px, 256 images on each A100: the model is an upper bound."""
+    [node, _] = clusters(5e-5)
+    work = Work(images=256, flops=6 * 4.11e9, gradient=4 * 25_557_032, kernels=800, decoded=355.0)
+    predicted = efficiency(work, 1, replace(node, flops=alone * work.flops))
+    assert eight / (8 * alone) < predicted == pytest.approx(1.0, abs=0.005)
 
 
 def test_table_names_what_sets_the_pace():
