@@ -268,7 +268,7 @@ def _reduced(record: dict[str, Any]) -> str:
     """How long an all-reduce took."""
     rows = record["scaling"]["all_reduce"]
     told = [f"{row['bytes']:,} bytes {1e3 * median(row['seconds']):,.2f} ms" for row in rows]
-    return f"All-reduces among {record['scaling']['ranks']} ranks by themselves (median over the rounds): {', '.join(told)}."
+    return f"All-reduces among {record['scaling']['ranks']} ranks, median: {', '.join(told)}."
 
 
 def zero_rows(records: Records) -> Rows:
