@@ -9,6 +9,8 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +42,10 @@ class Checkpoints:
         """
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f".{final.name}.tmp"
-        try:
+        with _writing(final, temporary):
             self._write(temporary, final, weights, state)
             if best:
                 write_atomically(self.folder / "BEST", final.name)
-        except (OSError, SafetensorError, RuntimeError) as error:  # a full disk has many names
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise DataError(
-                f"{final} could not be written ({' '.join(str(error).split())[:200]}); make room, "
-                "then go on from the checkpoint before it with --resume"
-            ) from error
         self._prune(step)
         return final
 
@@ -106,11 +102,16 @@ class Checkpoints:
 
 
 def save_weights(file: Path, weights: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write weights for others to use, atomically, with their recipe and vocabulary in the metadata."""
+    """Write weights for others to use, atomically, with their recipe and vocabulary in the metadata.
+
+    Raises:
+        DataError: they could not be written, for instance because the disk is full.
+    """
     temporary = file.with_name(f".{file.name}.tmp")
-    save_file(_contiguous(weights), temporary, metadata=metadata)
-    flush(temporary)
-    temporary.replace(file)
+    with _writing(file, temporary):
+        save_file(_contiguous(weights), temporary, metadata=metadata)
+        flush(temporary)
+        temporary.replace(file)
 
 
 def load_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -126,6 +127,19 @@ def load_weights(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise DataError(f"{file}: damaged ({error}); train again or restore it") from None
+
+
+@contextmanager
+def _writing(final: Path, temporary: Path) -> Iterator[None]:
+    """Around the writing of a file or folder under a temporary name, which is taken away where that fails."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # a full disk has many names
+        shutil.rmtree(temporary, ignore_errors=True) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        raise DataError(
+            f"{final} could not be written ({' '.join(str(error).split())[:200]}); make room, "
+            "then go on from the checkpoint before it with --resume"
+        ) from error
 
 
 def _damage(folder: Path) -> str:

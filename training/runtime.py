@@ -21,7 +21,7 @@ from training.config import ConfigError
 T = TypeVar("T")
 _PATIENCE = datetime.timedelta(hours=12)  # of ranks that wait while the first one scans a large data set
 _MEETING = datetime.timedelta(minutes=10)  # until all ranks have come up
-_ROLL_CALL = datetime.timedelta(seconds=15)  # in which ranks say that they are there
+_ROLL_CALL = datetime.timedelta(seconds=15)  # in which ranks say that they are there, at most
 
 
 class FailedElsewhere(RuntimeError):
@@ -240,23 +240,21 @@ class Runtime:
 
     def _roll_call(self) -> str:
         """Which ranks do not answer, in words."""
-        self._store.set(f"here/{self.rank}", "yes")
-        present = []
-        for rank in range(self.world):
-            try:
-                self._store.wait([f"here/{rank}"], _ROLL_CALL)
-                present.append(rank)
-            except RuntimeError:  # dist.DistStoreError, or the store has gone as well
-                continue
-        hosts = {rank: self._host(rank) for rank in range(self.world) if rank not in present}
-        lost = ", ".join(f"rank {rank} on {host}" for rank, host in hosts.items()) or "a rank, for a while,"
-        return f"{lost} did not answer; ranks waited {self._patience.total_seconds():.0f} s (--schedule.patience)"
-
-    def _host(self, rank: int) -> str:
+        waited = f"ranks waited {self._patience.total_seconds():.0f} s (--schedule.patience)"
         try:
-            return self._store.get(f"host/{rank}").decode()
-        except RuntimeError:
-            return "an unknown host"
+            self._store.set(f"here/{self.rank}", "yes")
+            lost = [rank for rank in range(self.world) if not self._answers(rank)]
+            names = ", ".join(f"rank {rank} on {self._store.get(f'host/{rank}').decode()}" for rank in lost)
+        except dist.DistNetworkError:  # without a launcher that keeps the store, the first rank does
+            return f"another rank ended, or hangs; the first rank's message says which; {waited}"
+        return f"{names or 'a rank'} did not answer; {waited}"
+
+    def _answers(self, rank: int) -> bool:
+        try:
+            self._store.wait([f"here/{rank}"], min(_ROLL_CALL, self._patience))
+        except dist.DistStoreError:
+            return False
+        return True
 
     def close(self) -> None:
         """Leave the process group. Not after an error: it would wait for ranks that wait for this one."""

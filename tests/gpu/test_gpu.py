@@ -1,5 +1,8 @@
 """What only a CUDA device can show. Skipped, with the reason in the summary, where there is none."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from images import write_images
@@ -77,3 +80,11 @@ def test_gpu_batches_may_be_kept(samples):
 def test_precision_follows_the_device():
     assert resolve_precision("fp16", cpu=False) == "fp16"
     assert resolve_precision("auto", cpu=False) in ("bf16", "fp32")
+
+
+def test_preflight_finds_the_gpus_fit():
+    """In its own process: its ranks are forks, which need a process that has not touched CUDA."""
+    ranks = str(torch.cuda.device_count())
+    command = [sys.executable, "-m", "training.preflight", "--device", "cuda", "--ranks", ranks]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.split()[-1]) == (0, "ok"), done.stdout + done.stderr

@@ -2,17 +2,13 @@
 
 import fcntl
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from images import write_images
+from processes import Fault, assert_nothing_lost, evaluate, run_ranks, train
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import TINY_WORDS, train_args
@@ -23,24 +19,6 @@ from training.monitor import read_metrics
 from training.records import read_record
 
 ROOT = Path(__file__).parent.parent.parent
-
-# Dies by SIGKILL at a chosen moment of the second save: after it, or in the middle of writing it.
-KILLED = """
-import os, signal, sys
-import torch
-from training import checkpoint, train
-moment, saves, save, write = sys.argv[1], [], checkpoint.Checkpoints.save, torch.save
-def die(): os.kill(os.getpid(), signal.SIGKILL)
-def counted(self, *args):
-    saves.append(1)
-    save(self, *args)
-    if moment == "after" and len(saves) == 2: die()
-def torn(state, file):
-    write(state, file)
-    if moment == "inside" and len(saves) == 2: die()
-checkpoint.Checkpoints.save, torch.save = counted, torn
-train.main(train.parse(sys.argv[2:]))
-"""
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -173,20 +151,15 @@ MIXED = ["--augment.mixup", "0.3", "--augment.cutmix", "1", "--schedule.accumula
 OTHER_STEPS = ["--optim.optimizer", "adamw", "--optim.lr", "0.001", "--optim.ema", "0.8", "--optim.clip", "1"]
 
 
-@pytest.mark.parametrize(("moment", "flags"), [("after", []), ("inside", []), ("after", MIXED + OTHER_STEPS)])
-def test_killed_and_resumed_ends_with_the_same_weights(data_dir, tmp_path, program, moment, flags):
-    whole, torn = tmp_path / "whole", tmp_path / "torn"
+def test_killed_with_everything_on_and_resumed_ends_with_the_same_weights(data_dir, tmp_path, program):
+    """Right after a checkpoint; tests/faults kills plain runs at any moment."""
+    whole, torn, flags = tmp_path / "whole", tmp_path / "torn", MIXED + OTHER_STEPS
     assert program("train", *train_args(data_dir, whole, *flags)) == 0
-    command = [sys.executable, "-c", KILLED, moment, *train_args(data_dir, torn, *flags)]
-    dead = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300)
-    assert dead.returncode == -signal.SIGKILL
-    assert not (torn / "model.safetensors").exists()
-    last = (torn / "checkpoints" / "LAST").read_text()
-    assert last == ("step-00000005" if moment == "after" else "step-00000003")
+    after_the_second = Fault(2, function="Checkpoints._prune")
+    assert run_ranks(train_args(data_dir, torn, *flags), tmp_path / "log", {0: after_the_second}) == [-9]
+    assert (torn / "checkpoints" / "LAST").read_text() == "step-00000005"
     assert program("train", *train_args(data_dir, torn, *flags, "--resume")) == 0
-    assert_same_weights(whole, torn)
-    steps = [(row["step"], sorted(row)) for row in read_metrics(torn)]
-    assert steps == [(row["step"], sorted(row)) for row in read_metrics(whole)]  # nothing twice, nothing lost
+    assert_nothing_lost(torn, whole)
 
 
 def test_stop_file_saves_and_resume_goes_on(data_dir, tmp_path, program, capsys, monkeypatch):
@@ -335,13 +308,6 @@ def test_evaluating_on_other_classes_is_refused(finished_run, tmp_path, program,
     assert "was trained on 3 classes, but" in capsys.readouterr().err
 
 
-def launch(ranks: int, *args: object, path: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command += ["--config_file", "launch/cpu.yaml", "--num_processes", str(ranks), "-m", *map(str, args)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path)}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300)
-
-
 def test_a_run_goes_on_from_loose_images_to_packed_ones(data_dir, tmp_path, program, monkeypatch, capsys):
     """Begun on the images themselves, continued in mid-epoch and evaluated on a packed folder: nothing differs."""
     from pipelines.packed import pack
@@ -371,32 +337,8 @@ def test_a_run_goes_on_from_loose_images_to_packed_ones(data_dir, tmp_path, prog
     assert ours["fingerprint"] == theirs["fingerprint"]
 
 
-def run_ranks(world: int, *args: object, path: Path = ROOT) -> list[subprocess.CompletedProcess]:
-    """`python -m ARGS…` as each rank of a world of its own, without a launcher that would end them together."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"OMP_NUM_THREADS": 1, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", *map(str, args)]
-    running = []
-    for rank in range(world):
-        environment = {k: str(v) for k, v in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        running.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **environment}, **pipes))
-    try:
-        said = [process.communicate(timeout=300) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    return [
-        subprocess.CompletedProcess(command, process.returncode, *texts)
-        for process, texts in zip(running, said, strict=True)
-    ]
-
-
 @pytest.mark.parametrize("images", [997])
-def test_any_number_of_ranks_counts_the_same(data_dir, finished_run, program, images):
+def test_any_number_of_ranks_counts_the_same(data_dir, finished_run, tmp_path, program, images):
     """997 is a prime: no world size and no batch size divides it."""
     write_images(data_dir, images, split="test", seed=5)
     assert program("evaluate", finished_run) == 0
@@ -405,8 +347,8 @@ def test_any_number_of_ranks_counts_the_same(data_dir, finished_run, program, im
     assert {row["n"] for row in alone.values()} == {images}
     for ranks in (2, 3):
         record.unlink()
-        done = run_ranks(ranks, "training.evaluate", finished_run, "--processes", ranks)
-        assert [rank.returncode for rank in done] == [0] * ranks, done[0].stderr
+        args, log = [str(finished_run), "--processes", str(ranks)], tmp_path / f"log{ranks}"
+        assert run_ranks(args, log, world=ranks, main=evaluate) == [0] * ranks, log.read_text()
         shared = json.loads(record.read_text())
         assert shared["processes"]["sweep"] == ranks
         for name, row in alone.items():
@@ -416,54 +358,50 @@ def test_any_number_of_ranks_counts_the_same(data_dir, finished_run, program, im
             assert shared["scores"][name]["nll"] == pytest.approx(row["nll"], rel=1e-6)
 
 
-GRADIENTS = """
-import torch
-from training.runtime import Runtime
-runtime = Runtime(processes=2)
-model, optimizer = runtime.prepare(torch.nn.Linear(3, 1), None)
-torch.manual_seed(runtime.rank)
-inputs = torch.randn(4, 3)
-runtime.backward(model(inputs).mean())
-mean = runtime.sum(inputs.mean(0)) / 2
-assert torch.allclose(model.module.weight.grad[0], mean), (model.module.weight.grad, mean)
-runtime.close()
-"""
+def add_up_gradients(_: list[str]) -> None:
+    """On two ranks: gradients are the mean of both."""
+    from training.runtime import Runtime
+
+    runtime = Runtime(processes=2)
+    model, _ = runtime.prepare(torch.nn.Linear(3, 1), None)
+    torch.manual_seed(runtime.rank)
+    inputs = torch.randn(4, 3)
+    runtime.backward(model(inputs).mean())
+    mean = runtime.sum(inputs.mean(0)) / 2
+    assert torch.allclose(model.module.weight.grad[0], mean), (model.module.weight.grad, mean)
+    runtime.close()
 
 
 def test_gradients_are_means_over_the_ranks(tmp_path):
-    (tmp_path / "gradients.py").write_text(GRADIENTS)
-    done = run_ranks(2, "gradients", path=tmp_path)
-    assert [rank.returncode for rank in done] == [0, 0], [rank.stderr for rank in done]
+    log = tmp_path / "log"
+    assert run_ranks([], log, world=2, main=add_up_gradients) == [0, 0], log.read_text()
 
 
 def test_two_ranks_train_and_refuse_together(data_dir, tmp_path):
-    run = tmp_path / "run"
-    done = launch(2, "training.train", *train_args(data_dir, run, "--processes", "2"))
-    assert done.returncode == 0, done.stderr
-    assert "2 × cpu" in done.stdout
+    run, log, other = tmp_path / "run", tmp_path / "log", tmp_path / "other"
+    assert run_ranks(train_args(data_dir, run, "--processes", "2"), log, world=2) == [0, 0], log.read_text()
+    assert "2 × cpu" in log.read_text()
     assert [row["step"] for row in read_metrics(run) if "val/top1/B" in row] == [5, 10]
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
     (data_dir / "train.txt").write_text("")
-    refused = launch(2, "training.train", *train_args(data_dir, tmp_path / "other"))
-    assert refused.returncode != 0
-    assert "the list is empty" in refused.stderr
-    assert not (tmp_path / "other").exists()
+    assert run_ranks(train_args(data_dir, other), log, world=2) == [2, 1]
+    assert "the list is empty" in log.read_text()
+    assert not other.exists()
 
 
-# Deletes, in the middle of the second epoch, the image that the last rank reads last.
-VANISHING = """
-import sys
-from pathlib import Path
-from training import train
-from training.cli import run_program
-from training.loop import Trainer
-step, file = Trainer._train_step, Path(sys.argv[1])
-def delete_after_six(self, batch):
-    step(self, batch)
-    if self.step == 6: file.unlink(missing_ok=True)
-Trainer._train_step = delete_after_six
-run_program(lambda: train.main(train.parse(sys.argv[2:])))
-"""
+def train_and_delete(args: list[str]) -> None:
+    """In the middle of the second epoch the file that is named first goes away."""
+    from training.loop import Trainer
+
+    step, file = Trainer._train_step, Path(args[0])
+
+    def delete_after_six(self, batch):
+        step(self, batch)
+        if self.step == 6:
+            file.unlink(missing_ok=True)
+
+    Trainer._train_step = delete_after_six
+    train(args[1:])
 
 
 @pytest.mark.parametrize("loader", ["dali", pytest.param("portable", marks=pytest.mark.slow)])
@@ -471,14 +409,13 @@ def test_file_lost_while_running_stops_all_ranks_with_one_line(data_dir, tmp_pat
     """Without word from the rank that fails, the other would wait for its gradients for half an hour."""
     if loader == "dali":
         pytest.importorskip("nvidia.dali")
-    (tmp_path / "vanishing.py").write_text(VANISHING)
-    run = tmp_path / "run"
+    run, log = tmp_path / "run", tmp_path / "log"
     name = (data_dir / "train.txt").read_text().splitlines()[epoch_order(40, shuffle=True, seed=0, epoch=1)[-1]]
     lost = data_dir / name.split()[0]
     args = train_args(data_dir, run, "--data.loader", loader, "--data.prefetch", "1")
-    other, reader = run_ranks(2, "vanishing", lost, *args, path=tmp_path)
-    assert (reader.returncode, other.returncode) == (2, 1)  # both by themselves; no launcher ends them
-    (said,) = [line for rank in (reader, other) for line in rank.stderr.splitlines() if line.startswith("error:")]
+    # The last rank reads it. Both end by themselves; no launcher ends them.
+    assert run_ranks([str(lost), *args], log, world=2, main=train_and_delete) == [1, 2]
+    (said,) = [line for line in log.read_text().splitlines() if line.startswith("error:")]
     assert str(lost) in said
     assert "--resume" in said
     assert (run / "checkpoints/LAST").read_text() == "step-00000009"
