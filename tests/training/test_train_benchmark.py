@@ -26,7 +26,7 @@ from training.benchmarks.train import (
     training_flops,
     utilisation,
 )
-from training.benchmarks.zero import ZeroBenchmark, zero_rank
+from training.benchmarks.zero import BUCKET, ZeroBenchmark, zero_rank
 from training.records import read_record
 from training.runtime import Runtime
 from training.scaling import ZERO_PARTS, zero_bytes
@@ -172,15 +172,16 @@ def test_ranks_are_measured_against_one(tmp_path, program):
 def test_ranks_hold_under_zero_what_the_formula_says():
     pytest.importorskip("deepspeed")
     job = ZeroBenchmark(body="resnet10")
-    parameters = sum(p.numel() for p in job.network().parameters())
+    counts = [p.numel() for p in job.network().parameters()]
+    parameters, on_their_way = sum(counts), 4 * (2 * max(counts) + BUCKET)  # a weight or two, and a bucket
     with closing([World(2, zero_rank, job)]) as worlds:
         for stage in (0, 2, 3):
             for held in ask(worlds, stage):
                 formula = zero_bytes(parameters, 2, stage)
                 for part in ZERO_PARTS:
-                    # Beside its share a rank holds gradients for a moment, and those across a share's border.
-                    room = 1.35 if part == "gradients" and stage else 1.01
-                    assert 0.99 < held[part] / getattr(formula, part) < room
+                    # Beside its share a rank holds for a moment gradients that are on their way.
+                    room = on_their_way if part == "gradients" and stage else 0
+                    assert 0 <= held[part] - getattr(formula, part) <= room
 
 
 def test_table_of_memory_holds_what_was_counted_beside_the_formula():

@@ -27,7 +27,7 @@ from training.records import provenance, write_record
 from training.scaling import ZERO_PARTS, zero_bytes
 
 STAGES = (0, 1, 2, 3)
-_BUCKET = 500_000  # numbers that are reduced at a time: few, so that what is measured is what is kept
+BUCKET = 500_000  # numbers that are reduced at a time: few, so that what is measured is what is kept
 
 
 @dataclass(kw_only=True)
@@ -130,8 +130,8 @@ def _settings(stage: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": stage,
-            "reduce_bucket_size": _BUCKET,
-            "allgather_bucket_size": _BUCKET,
+            "reduce_bucket_size": BUCKET,
+            "allgather_bucket_size": BUCKET,
             "stage3_param_persistence_threshold": 0,  # else small weights stay whole on every rank
             "stage3_prefetch_bucket_size": 0,
         },
