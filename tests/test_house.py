@@ -10,7 +10,7 @@ WINGS = {"modeling": set(), "pipelines": set(), "training": {"modeling", "pipeli
 ONE_USER = {
     "nvidia.dali": {"pipelines/dali.py"},
     "accelerate": {"training/runtime.py"},
-    "deepspeed": {"training/zero.py"},
+    "deepspeed": {"training/zero.py", "training/benchmarks/zero.py"},
     "fvcore": {"modeling/cost.py"},
     "matplotlib": {"training/figures.py"},
 }

@@ -1,6 +1,8 @@
 """Measure speed as ratios taken in one run: `python -m training.benchmark loader --data DIR [--record FILE]`,
 `python -m training.benchmark stem [--sets RGB R] [--stems any-channel attention] [--record FILE]`,
-`python -m training.benchmark networks RUN_DIR… [--record FILE]`.
+`python -m training.benchmark networks RUN_DIR… [--record FILE]`,
+`python -m training.benchmark train [--body resnet34] [--ranks 2] [--record FILE]`,
+`python -m training.benchmark zero [--body resnet34] [--ranks 2] [--record FILE]` (bytes, not speed).
 
 Nothing here gates a test, since a ratio depends on the machine. What README and docs claim comes from records
 made by it.
@@ -13,10 +15,18 @@ import tyro
 from training.benchmarks.loader import LoaderBenchmark
 from training.benchmarks.networks import NetworkBenchmark
 from training.benchmarks.stem import StemBenchmark
+from training.benchmarks.train import TrainBenchmark
+from training.benchmarks.zero import ZeroBenchmark
 from training.cli import run_program
 
-Job = LoaderBenchmark | StemBenchmark | NetworkBenchmark
-SUBJECTS = {"loader": LoaderBenchmark, "stem": StemBenchmark, "networks": NetworkBenchmark}
+Job = LoaderBenchmark | StemBenchmark | NetworkBenchmark | TrainBenchmark | ZeroBenchmark
+SUBJECTS = {
+    "loader": LoaderBenchmark,
+    "stem": StemBenchmark,
+    "networks": NetworkBenchmark,
+    "train": TrainBenchmark,
+    "zero": ZeroBenchmark,
+}
 
 
 def main(job: Job) -> None:

@@ -1,10 +1,13 @@
 """Tables made from records: rows of text, the first of them the head."""
 
 from collections.abc import Sequence
+from functools import partial
+from statistics import median
 from typing import Any
 
 from pipelines.errors import DataError
 from training import comparison
+from training.scaling import ZERO_PARTS, zero_bytes
 
 Rows = list[list[str]]
 Records = Sequence[dict[str, Any]]
@@ -215,6 +218,121 @@ def _setting(record: dict[str, Any]) -> str:
     )
 
 
+def train_rows(records: Records) -> Rows:
+    """Per loop: its speed over that of the plain one; per world of ranks, that of a rank over one by itself."""
+    rows = [
+        ["", "images/s of a rank", "÷ plain loop", "÷ one rank, alone", "÷ ranks, each for itself", "of the peak"]
+    ]
+    for record in records:
+        step, name = record["step"], record["name"]
+        for loop, row in step["summary"].items():
+            used = step["utilisation"][loop]
+            cells = [_median(row), _speed(row), "–", "–", f"{used:.3f}" if used else "–"]
+            rows.append([f"{name}, {loop}, {record['settings']['clock']} time", *cells])
+        for clock, against in record["scaling"]["summary"].items() if record["scaling"] else ():
+            alone, beside = against.values()
+            for world, row in alone.items():
+                cells = [_median(row), "–", _speed(row), _speed(beside[world]), "–"]
+                rows.append([f"{name}, {_world(record, world)}, {clock} time", *cells])
+    return rows
+
+
+def _world(record: dict[str, Any], name: str) -> str:
+    """With its number of ranks in words."""
+    count = f"{record['scaling']['ranks']} ranks"
+    return name.replace("as many ranks", count) if "as many" in name else name.replace("ranks", count)
+
+
+def _median(row: dict[str, Any]) -> str:
+    return f"{row['images_per_s']['median']:.1f}"
+
+
+def _speed(row: dict[str, Any]) -> str:
+    ratio = row["ratio"]
+    return f"{ratio['median']:.3f} ({ratio['min']:.3f}–{ratio['max']:.3f})"
+
+
+def train_note(records: Records) -> str:
+    """What a reader must know to read the table of training steps."""
+    measured = "; ".join(_setting(record) for record in records)
+    reduced = [_reduced(record) for record in records if record["scaling"]]
+    note = (
+        "Medians, and in brackets smallest and largest value, over rounds in which all took turns; ratios are "
+        f"taken within a round: {measured}. Ranks have a thread each. The processor's time stands still while "
+        "others have it, and while a rank waits for another."
+    )
+    return " ".join([note, *reduced])
+
+
+def _reduced(record: dict[str, Any]) -> str:
+    """How long an all-reduce took."""
+    rows = record["scaling"]["all_reduce"]
+    told = [f"{row['bytes']:,} bytes {1e3 * median(row['seconds']):,.2f} ms" for row in rows]
+    return f"All-reduces among {record['scaling']['ranks']} ranks, median: {', '.join(told)}."
+
+
+def zero_rows(records: Records) -> Rows:
+    """Per stage: what the rank that holds most was counted to hold, beside the formula; and the formula beyond."""
+    more = (8, 64, 512)
+    head = ["MB, counted / formula", *ZERO_PARTS, "together"]
+    rows = [[*head, *(f"{ranks} ranks, formula" for ranks in more)]]
+    for record in records:
+        for stage, held in record["measured"].items():
+            formula = partial(zero_bytes, record["parameters"], stage=int(stage))
+            here = formula(ranks=record["settings"]["ranks"])
+            counted = {part: max(rank[part] for rank in held) for part in ZERO_PARTS}
+            cells = [_megabytes(counted[part], getattr(here, part)) for part in ZERO_PARTS]
+            cells.append(_megabytes(sum(counted.values()), here.total))
+            cells += [f"{formula(ranks=ranks).total / 1e6:.1f}" for ranks in more]
+            rows.append([f"{record['name']}, stage {stage}, {record['settings']['ranks']} ranks", *cells])
+    return rows
+
+
+def _megabytes(counted: int, formula: int) -> str:
+    return f"{counted / 1e6:.1f} / {formula / 1e6:.1f}"
+
+
+def zero_note(records: Records) -> str:
+    """What a reader must know to read the table of memory."""
+    return (
+        "Bytes of tensors on the rank that holds most; of gradients the most at any time of a backward pass. "
+        "Momentum is 4 bytes for each parameter, and so are DeepSpeed's own float32 weights from stage 1 on. "
+        f"Counted on {'; '.join(_made(record) for record in records)}."
+    )
+
+
+def _made(record: dict[str, Any]) -> str:
+    made = record["provenance"]
+    return f"{made['hardware']}, at commit {made['commit'][:12]}"
+
+
+def scaling_rows(records: Records) -> Rows:
+    """Per network card, size and batch: predicted efficiency on more and more GPUs, and what sets the pace."""
+    counts = list(records[0]["rows"][0]["gpus"])
+    head = ["network of a node", "px", "images on a GPU", "images/s of one GPU"]
+    rows = [[*head, *(f"{count} GPUs" for count in counts)]]
+    for record in records:
+        for row in record["rows"]:
+            cells = [f"{row['images']}", f"{row['images_per_s alone']:,.0f}"]
+            rows.append([row["network"], str(row["size"]), *cells, *map(_predicted, row["gpus"].values())])
+    return rows
+
+
+def _predicted(cell: dict[str, Any]) -> str:
+    told = f"{cell['efficiency']:.2f} {cell['limit']}"
+    without = cell["efficiency without agreement"]
+    return told if without < cell["efficiency"] + 0.005 else f"{told} ({without:.2f})"
+
+
+def scaling_note(records: Records) -> str:
+    """What a reader must know to read the table of predictions."""
+    return (
+        "Predicted, not measured: speed of a GPU among all over that of one that nothing holds up, and which part "
+        "of the machine sets the pace. In brackets what it would be if the ranks did not agree in every step. "
+        f"Made at commit {', '.join(sorted({r['provenance']['commit'][:12] for r in records}))}."
+    )
+
+
 def receptive_field_rows(records: Records) -> Rows:
     """Per network: sides of the smallest squares that hold parts of its effective receptive field."""
     networks = _measured_networks(records)
@@ -265,5 +383,8 @@ _TABLES = {
     "benchmark loader": (loader_rows, loader_note),
     "benchmark stem": (stem_rows, stem_note),
     "benchmark networks": (network_rows, network_note),
+    "benchmark train": (train_rows, train_note),
+    "benchmark zero": (zero_rows, zero_note),
+    "scaling": (scaling_rows, scaling_note),
     "receptive field": (receptive_field_rows, receptive_field_note),
 }

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO: its settings, and what it divides put together again. The only user of DeepSpeed.
+"""DeepSpeed ZeRO: its settings, and what it divides put together again; only its benchmark uses it too.
 
 A checkpoint holds weights and optimizer state whole, in the very form that an undivided run writes: a run may go
 on with another number of ranks, another stage, or none at all. Source: ZeRO, arXiv 1910.02054.

@@ -9,18 +9,24 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+Clock = Literal["wall", "processor"]
 Contender = Iterator[int]  # endless; each step works through a batch and yields how many images it held
 WARM_UP = 8  # batches: more than any contender prefetches, so that none starts with a full store
 
 
 def measure(
-    contenders: Mapping[str, Callable[[], Contender]], *, rounds: int, seconds: float, warm_up: int = WARM_UP
+    contenders: Mapping[str, Callable[[], Contender]],
+    *,
+    rounds: int,
+    seconds: float,
+    warm_up: int = WARM_UP,
+    clock: Clock = "wall",
 ) -> dict[str, list[float]]:
     """Images per second of each contender in each round.
 
@@ -29,28 +35,35 @@ def measure(
         rounds: how often each is timed.
         seconds: how long it is timed in a round, warm-up not counted.
         warm_up: batches before that.
+        clock: what counts as time.
     """
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds):
         for name, start in contenders.items():
             gc.collect()  # networks refer to themselves, so that the last one may still be there
-            rates[name].append(_rate(start(), seconds, warm_up))
+            rates[name].append(_rate(start(), seconds, warm_up, clock))
             print(f"round {turn + 1}/{rounds}  {name}: {rates[name][-1]:.0f} images/s", flush=True)
     return rates
 
 
-def _rate(contender: Contender, seconds: float, warm_up: int) -> float:
+def _rate(contender: Contender, seconds: float, warm_up: int, clock: Clock) -> float:
     for _ in itertools.islice(contender, warm_up):
         pass
-    _wait_for_gpu()
-    start, images = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
+    wait_for_gpu()
+    start, images = now(clock), 0
+    while now(clock) - start < seconds:
         images += next(contender)
-    _wait_for_gpu()
-    return images / (time.perf_counter() - start)
+    wait_for_gpu()
+    return images / (now(clock) - start)
 
 
-def _wait_for_gpu() -> None:
+def now(clock: Clock) -> float:
+    """Seconds on a clock: the wall's, or that of the processor, which stands still while others have it."""
+    return time.perf_counter() if clock == "wall" else time.process_time()
+
+
+def wait_for_gpu() -> None:
+    """Until all that was asked of it is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
