@@ -5,7 +5,7 @@
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/venv.sh"
 
-ensure_venv test
+ensure_venv test,deepspeed
 cd -- "$ROOT"
 "$VENV/bin/python" -m ruff check
 "$VENV/bin/python" -m ruff format --check
