@@ -1,6 +1,7 @@
 """The feature matrix, as data: what every combination must train through."""
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 BATCH = 12  # divides by 1, 2 and 3 ranks, and by two parts each
@@ -32,14 +33,15 @@ class Feature:
         return [*paths, *flags.split(), *self.extra]
 
 
+CLIP = ("--optim.clip", "0.5")
 FEATURES = [
-    *(
-        Feature(stage, precision, parts)
-        for stage in range(4)
-        for precision in ("fp32", "bf16")
-        for parts in (1, 2)
-    ),
-    *(Feature(stage, extra=("--optim.clip", "0.5")) for stage in range(4)),
+    *(Feature(*row) for row in product(range(4), ("fp32", "bf16"), (1, 2))),
+    Feature(0, extra=CLIP),
+    Feature(2, extra=CLIP),
+]
+MORE_FEATURES = [  # with --thorough
+    Feature(1, extra=CLIP),
+    Feature(3, extra=CLIP),
     *(Feature(stage, extra=("--optim.optimizer", "adamw", "--optim.lr", "0.001")) for stage in range(4)),
     *(Feature(stage, extra=("--optim.ema", "0.9")) for stage in range(3)),
 ]

@@ -1,6 +1,6 @@
 """One rank of a world that trains every row of the feature matrix, one after the other in the same process.
 
-`python worker.py DATA OUT` as rank RANK of WORLD_SIZE; starting a process for each row would take minutes.
+`python worker.py DATA OUT [more]` as rank RANK of WORLD_SIZE; starting a process for each row would take minutes.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
-from features import FEATURES, RESUMED, Feature
+from features import FEATURES, MORE_FEATURES, RESUMED, Feature
 from torch import nn
 
 from modeling.network import ChannelNet
@@ -24,11 +24,11 @@ from training.runtime import Runtime
 STEPS_BEFORE = 2
 
 
-def main(data: Path, out: Path) -> None:
+def main(data: Path, out: Path, more: bool) -> None:
     # Norms that use running statistics in training too: an image's loss is then its own on any rank.
     ChannelNet.train = lambda self, mode=True: nn.Module.train(self, False)
     Runtime.close = lambda self: None  # the process group serves all rows
-    for feature in FEATURES:
+    for feature in FEATURES + MORE_FEATURES * more:
         run(feature, data, out / feature.name)
     for first, second in RESUMED:
         folder = out / f"{first.name}-{second.name}"
@@ -63,7 +63,7 @@ def stopping_after(steps: int, folder: Path) -> Iterator[None]:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), Path(sys.argv[2]))
+        main(Path(sys.argv[1]), Path(sys.argv[2]), "more" in sys.argv[3:])
     except BaseException:
         traceback.print_exc()
         os._exit(1)  # the other ranks wait for this one; the test ends them

@@ -30,7 +30,7 @@ def test_two_networks_end_to_end(finished_run, strict_run, data_dir, tmp_path, p
     assert (result["kind"], result["split"]) == ("receptive field", "val")
     assert result["provenance"]["commit"] == commit()
     deep, shallow = result["networks"]
-    assert (deep["channels"], deep["depth"]) == ("RGB", 18)
+    assert (deep["channels"], deep["depth"]) == ("RGB", 10)
     assert (shallow["channels"], shallow["depth"]) == ("GB", 4)
     for network in (deep, shallow):
         assert (network["images"], network["size"]) == (5, [32, 32])

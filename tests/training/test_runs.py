@@ -151,14 +151,14 @@ MIXED = ["--augment.mixup", "0.3", "--augment.cutmix", "1", "--schedule.accumula
 OTHER_STEPS = ["--optim.optimizer", "adamw", "--optim.lr", "0.001", "--optim.ema", "0.8", "--optim.clip", "1"]
 
 
-def test_killed_with_everything_on_and_resumed_ends_with_the_same_weights(data_dir, tmp_path, program):
+def test_killed_with_everything_on_and_resumed_ends_with_the_same_weights(data_dir, tmp_path):
     """Right after a checkpoint; tests/faults kills plain runs at any moment."""
-    whole, torn, flags = tmp_path / "whole", tmp_path / "torn", MIXED + OTHER_STEPS
-    assert program("train", *train_args(data_dir, whole, *flags)) == 0
+    whole, torn, log, flags = tmp_path / "whole", tmp_path / "torn", tmp_path / "log", MIXED + OTHER_STEPS
+    assert run_ranks(train_args(data_dir, whole, *flags), log) == [0], log.read_text()
     after_the_second = Fault(2, function="Checkpoints._prune")
-    assert run_ranks(train_args(data_dir, torn, *flags), tmp_path / "log", {0: after_the_second}) == [-9]
+    assert run_ranks(train_args(data_dir, torn, *flags), log, {0: after_the_second}) == [-9]
     assert (torn / "checkpoints" / "LAST").read_text() == "step-00000005"
-    assert program("train", *train_args(data_dir, torn, *flags, "--resume")) == 0
+    assert run_ranks(train_args(data_dir, torn, *flags, "--resume"), log) == [0], log.read_text()
     assert_nothing_lost(torn, whole)
 
 
