@@ -64,7 +64,7 @@ def _check_table(record):
     text = updated(document)
     sides = [network["squares"]["50"]["side"] for network in read_record(record)["networks"]]
     assert "| network | channels | layers (D1) | input | 50 % within | 90 % within |" in text
-    assert f"| quickstart | RGB | 18 | 32 px | {sides[0]} px ({100 * sides[0] / 32:.0f} %) |" in text
+    assert f"| quickstart | RGB | 10 | 32 px | {sides[0]} px ({100 * sides[0] / 32:.0f} %) |" in text
     assert f"| strict | GB | 4 | 32 px | {sides[1]} px ({100 * sides[1] / 32:.0f} %) |" in text
     assert "over 5 val images" in text
 
