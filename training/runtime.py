@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 from torch import Tensor, nn
 
 from training import zero
@@ -75,7 +75,9 @@ class Runtime:
                     zero.use_plain_gloo()
                 # The stage is the launcher's. With cpu=True it would quietly use DDP; without gloo, find no world.
                 return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo" if cpu else "nccl")])
-            return Accelerator(cpu=cpu, mixed_precision="no" if self.precision == "fp32" else self.precision)
+            views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # else gradients are kept twice
+            mixed = "no" if self.precision == "fp32" else self.precision
+            return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[views])
 
     def _check_world(self, processes: int | None) -> None:
         """Some launches quietly start fewer ranks, or several worlds of one; both train wrongly."""
@@ -159,6 +161,9 @@ class Runtime:
 
     def clip(self, model: nn.Module, largest: float | None) -> Tensor:
         """Scale the gradient down to this norm, if given, and return the norm that it had."""
+        if largest is None and not self.zero:
+            self._accelerator.unscale_gradients()
+            return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         norm = self._accelerator.clip_grad_norm_(model.parameters(), math.inf if largest is None else largest)
         return torch.as_tensor(norm, device=self.device)  # DeepSpeed, which has clipped by now, gives a number
 
