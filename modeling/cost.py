@@ -6,7 +6,7 @@ additions and pooling.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,14 +43,27 @@ def count_parameters(module: nn.Module) -> int:
 
 def channel_cost(model: ChannelNet, channels: ChannelSet, size: int) -> Cost:
     """Cost of a model on `size`×`size` images of one channel set."""
-    plain = model.materialize(channels).cpu()
-    image = torch.zeros(1, len(channels), size, size)
-    return Cost(
-        parameters=count_parameters(plain),
-        macs=count_macs(plain, image),
-        activations=count_activations(plain, image),
-        kernel_macs=_kernel_macs(model, channels),
-    )
+    return channel_costs(model, [channels], size)[channels]
+
+
+def channel_costs(model: ChannelNet, sets: Iterable[ChannelSet], size: int) -> dict[ChannelSet, Cost]:
+    """Cost of a model on `size`×`size` images of each channel set; the body, the same for all, counts once."""
+    body, of_body = model.materialize().cpu().body, {}
+    costs = {}
+    for chosen in sets:
+        stem = model.stem.materialize(model.stem.parse(chosen)).cpu().eval()
+        image = torch.zeros(1, len(chosen), size, size)
+        with torch.no_grad():
+            features = stem(image)
+        if features.shape not in of_body:
+            of_body[features.shape] = _counted(body, features)
+        parameters, macs, activations = map(sum, zip(_counted(stem, image), of_body[features.shape], strict=True))
+        costs[chosen] = Cost(parameters, macs, activations, _kernel_macs(model, chosen))
+    return costs
+
+
+def _counted(module: nn.Module, image: Tensor) -> tuple[int, int, int]:
+    return count_parameters(module), count_macs(module, image), count_activations(module, image)
 
 
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:

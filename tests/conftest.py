@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from images import write_images
+from images import write_data
 
 # A busy machine is no failure: hypothesis would call an example that took 200 ms one.
 settings.register_profile("untimed", deadline=None)
@@ -45,7 +45,4 @@ def fresh_accelerate():
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     """A small data set: 40 training, 13 validation and 13 test images of 3 classes."""
-    folder = tmp_path / "data"
-    for seed, (split, count) in enumerate([("train", 40), ("val", 13), ("test", 13)]):
-        write_images(folder, count, split=split, seed=seed)
-    return folder
+    return write_data(tmp_path / "data")

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from modeling.channels import ChannelSet, Vocabulary
-from modeling.cost import channel_cost, count_parameters
+from modeling.cost import channel_costs, count_parameters
 from modeling.depth import audit
 from modeling.network import ChannelNet
 from pipelines.batch import Loader
@@ -177,7 +177,7 @@ def _score_row(score: Score) -> dict[str, Any]:
 def _cost(model: ChannelNet, recipe: Recipe, sets: list[ChannelSet]) -> dict[str, Any]:
     """Costs at inference by channel set, what is stored, and how deep the network is on the first set."""
     model, size = model.cpu(), recipe.data.size
-    by_set = {str(chosen): asdict(channel_cost(model, chosen, size)) for chosen in sets}
+    by_set = {str(chosen): asdict(cost) for chosen, cost in channel_costs(model, sets, size).items()}
     return {"stored_parameters": count_parameters(model), "sets": by_set, "depth": _depth(model, sets[:1], size)}
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from modeling.channels import ChannelSet
-from modeling.cost import channel_cost, count_activations, count_macs, count_parameters
+from modeling.cost import channel_cost, channel_costs, count_activations, count_macs, count_parameters
 from modeling.zoo import build_model, build_stem
 
 RGB = ("R", "G", "B")
@@ -132,6 +132,18 @@ def test_costs_against_hand_counts():
     # the stem; four convolutions in the first stage, five in the others with the one of the shortcut; the logits
     stages = 4 * 64 * 16 * 16 + 5 * 128 * 8 * 8 + 5 * 256 * 4 * 4 + 5 * 512 * 2 * 2
     assert full.activations == one.activations == 64 * 32 * 32 + stages + 5
+
+
+@pytest.mark.parametrize("body", ["resnet10", "strict"])  # the latter is merged when it is deployed
+def test_costs_are_those_of_the_whole_network(body):
+    model = build_model(body, "any-channel", RGB, 5)
+    costs = channel_costs(model, model.stem.sets(), 32)
+    assert list(costs) == model.stem.sets()
+    for chosen, cost in costs.items():
+        plain, image = model.materialize(chosen), torch.zeros(1, len(chosen), 32, 32)
+        assert cost.parameters == count_parameters(plain)
+        assert cost.macs == count_macs(plain, image)
+        assert cost.activations == count_activations(plain, image)
 
 
 def test_macs_of_resnet34_are_the_published_ones():

@@ -6,6 +6,7 @@ import socket
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -13,6 +14,13 @@ import torch
 
 Answer = Callable[..., Any]  # what a process does when it is asked
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a process answers when it fails."""
+
+    traceback: str
 
 
 class World:
@@ -52,15 +60,19 @@ def ask(worlds: list[World], *question: Any) -> list[Any]:
     """Put a question to all processes of some worlds at the same time; their answers, in order.
 
     Raises:
-        RuntimeError: one of them failed, and printed why.
+        RuntimeError: one of them failed; the message has what it said.
     """
     pipes = [pipe for world in worlds for pipe in world._pipes]
     try:
         for pipe in pipes:
             pipe.send(question)
-        return [pipe.recv() for pipe in pipes]
+        answers = [pipe.recv() for pipe in pipes]
     except (EOFError, OSError):
-        raise RuntimeError("a rank of the benchmark failed; see above") from None
+        raise RuntimeError("a rank of the benchmark failed without a word; was it killed?") from None
+    failures = [answer.traceback for answer in answers if isinstance(answer, _Failure)]
+    if failures:  # all of them: ranks that waited for the one that failed have something to say too
+        raise RuntimeError("a rank of the benchmark failed:\n" + "\n".join(failures))
+    return answers
 
 
 @contextmanager
@@ -85,7 +97,7 @@ def _serve(pipe: Connection, environment: dict[str, str], make: Callable[..., An
     except EOFError:
         return  # the benchmark is over
     except Exception:
-        traceback.print_exc()
+        pipe.send(_Failure(traceback.format_exc()))
     finally:
         pipe.close()
 
