@@ -9,7 +9,7 @@ from tiny import train_args
 from training.config import ConfigError
 from training.evaluate import Evaluation
 from training.metrics import from_hex
-from training.monitor import channel_grid
+from training.pictures import channel_grid
 from training.records import read_record
 
 VOCABULARY = "450+530+610"
