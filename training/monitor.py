@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -11,18 +12,21 @@ import numpy as np
 from pipelines.files import write_atomically
 from training.metrics import Score
 
-# Charts of the tab "custom scalars": title, and what the tags of its curves begin with.
+# The tab "custom scalars": what the tags of a chart's curves begin with, by group and title.
 LAYOUT = {
-    "validation": {"top-1 accuracy by channel set, 0 to 1": ["val/top1/"]},
+    "validation": {
+        "top-1 accuracy by channel set, 0 to 1": ["Multiline", ["val/top1/"]],
+        "… of the best set, the worst, and the mean": ["Multiline", ["accuracy/"]],
+    },
     "training": {
-        "loss, nats": ["train/loss"],
-        "learning rate": ["train/lr"],
-        "norm of the gradient": ["train/grad_norm"],
+        "loss, nats": ["Multiline", ["train/loss"]],
+        "learning rate": ["Multiline", ["train/lr"]],
+        "norm of the gradient": ["Multiline", ["train/grad_norm"]],
     },
     "speed": {
-        "images per second, all ranks": ["train/images_per_s"],
-        "waiting for data, part of the time": ["train/data_wait"],
-        "memory of the first rank, GiB": ["memory/"],
+        "images per second, all ranks": ["Multiline", ["train/images_per_s"]],
+        "waiting for data, part of the time": ["Multiline", ["train/data_wait"]],
+        "memory of the first rank, GiB": ["Multiline", ["memory/"]],
     },
 }
 
@@ -57,8 +61,12 @@ class Monitor:
             file.write(json.dumps({"step": step, **extra, **values}) + "\n")
 
     def sweep(self, step: int, split: str, scores: Mapping[str, Score], **extra: Any) -> None:
-        """Record top-1 accuracy by channel set as "val/top1/RG", …"""
-        self.scalars(step, {f"{split}/top1/{name}": score.accuracy for name, score in scores.items()}, **extra)
+        """Record top-1 accuracy by channel set as "val/top1/RG", …, and what the table of runs shall show first."""
+        accuracies = {f"{split}/top1/{name}": score.accuracy for name, score in scores.items()}
+        self.scalars(step, accuracies, **extra)
+        if self._board is not None:
+            for name, of in {"best_set": max, "mean": fmean, "worst_set": min}.items():
+                self._board.add_scalar(f"accuracy/{name}", of(accuracies.values()), step)
 
     def begin(self, recipe: str, settings: Mapping[str, Any]) -> None:
         """Record what the run is.
@@ -69,12 +77,7 @@ class Monitor:
         """
         if self._board is not None:
             self._board.add_text("recipe", f"```yaml\n{recipe}\n```")
-            self._board.add_custom_scalars(
-                {
-                    group: {title: ["Multiline", tags] for title, tags in charts.items()}
-                    for group, charts in LAYOUT.items()
-                }
-            )
+            self._board.add_custom_scalars(LAYOUT)
             self._session({name: _plain(value) for name, value in settings.items()}, ended=False)
 
     def image(self, tag: str, pixels: np.ndarray, step: int) -> None:
