@@ -16,7 +16,7 @@ from training.metrics import Score
 LAYOUT = {
     "validation": {
         "top-1 accuracy by channel set, 0 to 1": ["Multiline", ["val/top1/"]],
-        "… of the best set, the worst, and the mean": ["Multiline", ["accuracy/"]],
+        "best, mean and worst channel set, 0 to 1": ["Multiline", ["accuracy/"]],
     },
     "training": {
         "loss, nats": ["Multiline", ["train/loss"]],
@@ -61,7 +61,7 @@ class Monitor:
             file.write(json.dumps({"step": step, **extra, **values}) + "\n")
 
     def sweep(self, step: int, split: str, scores: Mapping[str, Score], **extra: Any) -> None:
-        """Record top-1 accuracy by channel set as "val/top1/RG", …, and what the table of runs shall show first."""
+        """Record top-1 accuracy by channel set as "val/top1/RG", …, and what the table of runs shows first."""
         accuracies = {f"{split}/top1/{name}": score.accuracy for name, score in scores.items()}
         self.scalars(step, accuracies, **extra)
         if self._board is not None:
