@@ -72,7 +72,7 @@ class Profiler:
 
 def _table(recorded: profile) -> str:
     """The operations that took longest, on the GPU where there is one."""
-    order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     return recorded.key_averages().table(sort_by=order, row_limit=_ROWS)
 
 

@@ -70,7 +70,9 @@ def test_training_on_the_gpu(data_dir, tmp_path, fresh_accelerate, precision):
     }
     assert held
     (trace,) = (tmp_path / "run/profile").glob("*.gz")
-    assert any(event.get("cat") == "kernel" for event in json.loads(gzip.open(trace).read())["traceEvents"])
+    assert any(
+        event.get("cat") == "kernel" for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    )
 
 
 def test_the_device_has_an_index(fresh_accelerate):
