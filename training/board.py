@@ -12,8 +12,8 @@ from modeling.stems import Stem
 from pipelines.samples import Samples
 from training.build import first_images
 from training.config import Recipe
+from training.drawings import answers, channel_grid, confusion, confusion_picture, kernels
 from training.monitor import Monitor
-from training.pictures import answers, channel_grid, confusion, confusion_picture, kernels
 from training.recipe_file import settings_that_matter, to_yaml
 
 _IMAGES = 6  # rows of a picture
