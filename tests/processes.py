@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.monitor import read_metrics
 
@@ -114,7 +115,16 @@ def assert_nothing_lost(run: Path, whole: Path) -> None:
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     steps = [(row["step"], sorted(row)) for row in read_metrics(run)]
     assert steps == [(row["step"], sorted(row)) for row in read_metrics(whole)]  # nothing twice, nothing missing
+    assert board_steps(run) == board_steps(whole)
     assert not [path for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+def board_steps(run: Path) -> dict[str, list[int]]:
+    """What TensorBoard shows of a run: by tag the steps of its curve or of its pictures."""
+    board = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0, "scalars": 0}).Reload()
+    tags = board.Tags()
+    curves = {tag: [event.step for event in board.Scalars(tag)] for tag in tags["scalars"]}
+    return curves | {tag: [event.step for event in board.Images(tag)] for tag in tags["images"]}
 
 
 def _listen(args: list[str], log: Path, out: Any) -> None:

@@ -286,6 +286,11 @@ class Schedule:
     """Epochs between sweeps over the validation list; the last epoch always ends with one."""
     log_steps: int = 20
     """Optimizer steps between log lines."""
+    picture_sweeps: int = 3
+    """Sweeps over the validation list between pictures for TensorBoard: images with their answers, kernels,
+    confusion matrices. The first and the last sweep make some too; 0: none."""
+    profile: str | None = None
+    """Steps that a profiler records, e.g. 100:105. While a run goes on, touch RUN_DIR/PROFILE for the next few."""
     checkpoint_steps: int = 500
     """Optimizer steps between checkpoints; every epoch ends with one as well."""
     keep: int = 2
@@ -308,9 +313,26 @@ class Schedule:
             raise ConfigError(f"--schedule.anneal {self.anneal} must lie in (0, 1]")
         if not self.patience > 0:
             raise ConfigError(f"--schedule.patience {self.patience} must be above 0")
+        if self.picture_sweeps < 0:
+            raise ConfigError(
+                f"--schedule.picture-sweeps {self.picture_sweeps} must not be negative; 0 makes none"
+            )
         for name in ("epochs", "accumulate", "eval_epochs", "log_steps", "checkpoint_steps", "keep"):
             if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise ConfigError(f"--schedule.{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        _ = self.window  # which refuses what it cannot read
+
+    @property
+    def window(self) -> range | None:
+        """The steps that a profiler records, counted from 1."""
+        if self.profile is None:
+            return None
+        first, _, last = self.profile.partition(":")
+        if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+            raise ConfigError(
+                f"--schedule.profile {self.profile} must be FIRST:LAST, steps from 1 on, as in 100:105"
+            )
+        return range(int(first), int(last) + 1)
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import closing
 from statistics import fmean
 from typing import Any
 
@@ -16,14 +16,17 @@ from modeling.channels import ChannelSet
 from pipelines.batch import Batch, Loader
 from pipelines.progress import track
 from training.augment import Augmentation
+from training.board import Board
 from training.checkpoint import Checkpoints
 from training.config import Recipe
 from training.distill import Teacher
 from training.memory import Rehearsed, parts_that_fit
+from training.meter import Meter, memory
 from training.metrics import Score
 from training.monitor import Monitor
 from training.optim import learning_rate, set_learning_rate
 from training.preemption import StopFile
+from training.profiler import Profiler
 from training.records import commit
 from training.runtime import Runtime
 from training.subsets import channel_sets, listed_sets
@@ -32,57 +35,6 @@ from training.sweep import specialise, sweep
 
 class NonFiniteLossError(RuntimeError):
     """The loss is infinite or not a number; the last checkpoint is from before."""
-
-
-@dataclass
-class Meter:
-    """What happened since it was last read; sums stay on the device until then, so that no step waits for them.
-
-    Attributes:
-        sums: summed loss, the number of images it is over, summed norms of gradients, and the number of steps, of
-            this rank, shape (4,).
-        losses: mean loss of each step, of this rank.
-        waited: seconds spent waiting for data.
-    """
-
-    sums: Tensor
-    losses: list[Tensor] = field(default_factory=list)
-    waited: float = 0.0
-    since: float = field(default_factory=time.perf_counter)
-
-    def add(self, loss: Tensor, valid: Tensor, norm: Tensor) -> None:
-        """Count a step: its mean loss, which rows were images, and the norm of its gradient."""
-        self.sums += torch.stack([loss * len(valid), valid.sum(), norm, torch.ones_like(norm)])
-        self.losses.append(loss)
-
-    def read(self, runtime: Runtime) -> dict[str, float]:
-        """Means of loss and gradient norm, images/s over all ranks, and the part of the time this one waited."""
-        seconds = time.perf_counter() - self.since
-        loss, images, norms, steps = runtime.sum(self.sums).tolist()
-        return {
-            "train/loss": loss / max(images, 1.0),
-            "train/grad_norm": norms / max(steps, 1.0),
-            "train/images_per_s": images / seconds,
-            "train/data_wait": self.waited / seconds,
-        }
-
-    def where_it_broke(self, runtime: Runtime, step: int) -> str:
-        """The first step, and rank, whose loss is not finite, and the losses before it, in words.
-
-        Args:
-            runtime: gathers the losses of all ranks.
-            step: the last one counted.
-        """
-        table = torch.zeros(runtime.world, len(self.losses), device=runtime.device)
-        table[runtime.rank] = torch.stack(self.losses)
-        table = runtime.sum(table).cpu()
-        broken = (~table.isfinite()).nonzero()
-        if not len(broken):
-            return f"a gradient stopped being finite by step {step}"
-        rank, column = broken[broken[:, 1].argmin()].tolist()
-        before = " ".join(f"{loss:.3f}" for loss in table[rank, max(0, column - 5) : column].tolist()) or "none"
-        first = step - len(self.losses) + 1
-        return f"the loss is {table[rank, column]} on rank {rank} at step {first + column} (before it: {before})"
 
 
 class Trainer:
@@ -111,6 +63,8 @@ class Trainer:
         self.recipe, self.runtime, self.model, self.optimizer = recipe, runtime, model, optimizer
         self.train, self.val = train, val
         self.checkpoints, self.monitor, self.stop = checkpoints, monitor, stop
+        self.board = Board(recipe, val.samples, monitor)
+        self.profiler = Profiler(monitor, recipe.schedule)
         self.vocabulary = recipe.model.channels
         self.teacher = None
         if recipe.schedule.distill:
@@ -135,11 +89,13 @@ class Trainer:
     def fit(self) -> bool:
         """Train to the end, or to a stop request: True when the recipe is complete."""
         work = track(self.iterate(), self.steps - self.step, self._describe, quiet=not self.runtime.is_main)
-        for _ in work:
-            # Now and then only: the ranks must agree, and asking makes the GPU wait.
-            if self.step % self.recipe.schedule.log_steps == 0 and self.stop.requested():
-                self.save()
-                return False
+        with closing(self.profiler):
+            self.profiler.after(self.step)
+            for _ in work:
+                # Now and then only: the ranks must agree, and asking makes the GPU wait.
+                if self.step % self.recipe.schedule.log_steps == 0 and self.stop.requested():
+                    self.save()
+                    return False
         return True
 
     @property
@@ -183,6 +139,7 @@ class Trainer:
         while self.train.epoch < schedule.epochs:
             for batch in self._timed(self.train):
                 self._train_step(batch)
+                self.profiler.after(self.step)
                 if self.step % schedule.log_steps == 0 or self.step == self.steps:
                     self._log()
                 if self.step % schedule.checkpoint_steps == 0 and self.step % self.steps_per_epoch:
@@ -256,10 +213,14 @@ class Trainer:
         """Sweep over val; whether it went better than ever before."""
         start = time.perf_counter()
         self.runtime.average_buffers(self.ema.module if self.ema else self.runtime.unwrap(self.model))
-        networks = specialise(self.result, self.evaluated)
-        scores = sweep(networks, self.vocabulary, self.val, len(self.val.samples), self.runtime).scores
-        self.monitor.sweep(self.step, "val", scores, epoch=self.train.epoch)
-        self._say(f"epoch {self.train.epoch}/{self.recipe.schedule.epochs} val top-1: {format_scores(scores)}")
+        network, epoch = self.result, self.train.epoch
+        networks = specialise(network, self.evaluated)
+        found = sweep(networks, self.vocabulary, self.val, len(self.val.samples), self.runtime)
+        scores = found.scores
+        self.monitor.sweep(self.step, "val", scores, epoch=epoch)
+        if self.board.wants_pictures(epoch):
+            self.runtime.first(lambda: self.board.draw(self.step, network.stem, found.predicted))
+        self._say(f"epoch {epoch}/{self.recipe.schedule.epochs} val top-1: {format_scores(scores)}")
         self._meter.since += time.perf_counter() - start  # validation is not training's time
         mean = fmean(score.accuracy for score in scores.values())
         improved, self.best = mean > self.best, max(mean, self.best)
@@ -269,7 +230,9 @@ class Trainer:
         values = self._meter.read(self.runtime)
         self._check_finite(values)
         lr = self.optimizer.param_groups[0]["lr"]
-        self.monitor.scalars(self.step, {**values, "train/lr": lr}, epoch=self.train.epoch)
+        self.monitor.scalars(
+            self.step, {**values, "train/lr": lr, **memory(self.runtime.device)}, epoch=self.train.epoch
+        )
         self._meter = self._new_meter()
         self._last = values
 
@@ -300,6 +263,7 @@ class Trainer:
         self._check_finite(self._meter.read(self.runtime))  # nothing poisoned is saved
         weights, state = self.runtime.weights(self.model), self.state_dict()
         if self.runtime.is_main:
+            self.monitor.flush()  # a run that goes on from here shall find all its curves
             self.checkpoints.save(self.step, weights, state, best)
         self._saved = self.step
 

@@ -7,13 +7,28 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from modeling.channels import ChannelSet, Vocabulary
-from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, RGB
 from pipelines.files import write_atomically
 from training.metrics import Score
+
+# The tab "custom scalars": what the tags of a chart's curves begin with, by group and title.
+LAYOUT = {
+    "validation": {
+        "top-1 accuracy by channel set, 0 to 1": ["Multiline", ["val/top1/"]],
+        "best, mean and worst channel set, 0 to 1": ["Multiline", ["accuracy/"]],
+    },
+    "training": {
+        "loss, nats": ["Multiline", ["train/loss"]],
+        "learning rate": ["Multiline", ["train/lr"]],
+        "norm of the gradient": ["Multiline", ["train/grad_norm"]],
+    },
+    "speed": {
+        "images per second, all ranks": ["Multiline", ["train/images_per_s"]],
+        "waiting for data, part of the time": ["Multiline", ["train/data_wait"]],
+        "memory of the first rank, GiB": ["Multiline", ["memory/"]],
+    },
+}
 
 
 class Monitor:
@@ -26,13 +41,15 @@ class Monitor:
     """
 
     def __init__(self, run_dir: Path, active: bool, step: int = 0) -> None:
+        self.run_dir, self.active = run_dir, active
         self._lines = run_dir / "metrics.jsonl"
         self._board = None
         if active:
             from torch.utils.tensorboard import SummaryWriter  # imported late: it takes a second
 
             self._drop_after(step)
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+            # Of a run that left no checkpoint, nothing counts.
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else 0)
 
     def scalars(self, step: int, values: Mapping[str, float], **extra: Any) -> None:
         """Record scalars by tag, e.g. "train/loss"; `extra` goes into the JSON line alone."""
@@ -44,28 +61,61 @@ class Monitor:
             file.write(json.dumps({"step": step, **extra, **values}) + "\n")
 
     def sweep(self, step: int, split: str, scores: Mapping[str, Score], **extra: Any) -> None:
-        """Record top-1 accuracy by channel set as "val/top1/RG", …"""
-        self.scalars(step, {f"{split}/top1/{name}": score.accuracy for name, score in scores.items()}, **extra)
-
-    def text(self, tag: str, text: str) -> None:
-        """Record a text, such as the recipe."""
+        """Record top-1 accuracy by channel set as "val/top1/RG", …, and what the table of runs shows first."""
+        accuracies = {f"{split}/top1/{name}": score.accuracy for name, score in scores.items()}
+        self.scalars(step, accuracies, **extra)
         if self._board is not None:
-            self._board.add_text(tag, f"```\n{text}\n```")
+            for name, of in {"best_set": max, "mean": fmean, "worst_set": min}.items():
+                self._board.add_scalar(f"accuracy/{name}", of(accuracies.values()), step)
 
-    def images(self, tag: str, images: Tensor, vocabulary: Vocabulary, step: int = 0) -> None:
-        """Record a grid with a row per image and a column per channel set."""
-        if self._board is not None:
-            self._board.add_image(tag, channel_grid(images, vocabulary), step)
+    def begin(self, recipe: str, settings: Mapping[str, Any]) -> None:
+        """Record what the run is.
 
-    def close(self) -> None:
-        """Flush everything to disk."""
+        Args:
+            recipe: the text of `config.yaml`.
+            settings: by name, for the table of runs.
+        """
         if self._board is not None:
+            self._board.add_text("recipe", f"```yaml\n{recipe}\n```")
+            self._board.add_custom_scalars(LAYOUT)
+            self._session({name: _plain(value) for name, value in settings.items()}, ended=False)
+
+    def image(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        """Record a picture, H×W×3, uint8."""
+        if self._board is not None:
+            self._board.add_image(tag, pixels, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Bring to disk what was recorded so far, so that a run that goes on from here lacks nothing."""
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self, finished: bool = False) -> None:
+        """Flush everything to disk, and mark a finished run as such in the table of runs."""
+        if self._board is not None:
+            if finished:
+                self._session({}, ended=True)
             self._board.close()
+
+    def _session(self, settings: Mapping[str, float | str], *, ended: bool) -> None:
+        """Record the run's row in the table of runs, or that it has ended.
+
+        `SummaryWriter.add_hparams` would make a run of its own for it, and list only the columns of the first run.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        _, begin, end = hparams(dict(settings), {})
+        self._board.file_writer.add_summary(end if ended else begin)
 
     def _drop_after(self, step: int) -> None:
         if self._lines.is_file():
             kept = [row for row in _rows(self._lines) if step and row["step"] <= step]
             write_atomically(self._lines, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _plain(value: Any) -> float | str:
+    """A value as the table of runs wants it."""
+    return value if type(value) in (int, float) else str(value)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -81,24 +131,3 @@ def _rows(file: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return rows
-
-
-def channel_grid(images: Tensor, vocabulary: Vocabulary, rows: int = 6) -> Tensor:
-    """Images as each channel set shows them, missing channels black: 3×(rows·H)×(sets·W), 0 … 1.
-
-    Args:
-        images: N×C×H×W, normalised.
-        vocabulary: R, G and B are shown in colour; of other vocabularies each channel by itself, in gray.
-        rows: images shown, at most.
-    """
-    if vocabulary != RGB:
-        gray = (images[:rows].float() * fmean(IMAGENET_STD) + fmean(IMAGENET_MEAN)).clamp(0, 1)
-        return torch.cat([torch.cat(list(band), dim=0) for band in gray.unbind(1)], dim=1).expand(3, -1, -1)
-    mean, std = (torch.tensor(v, device=images.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    shown = (images[:rows].float() * std + mean).clamp(0, 1)
-    columns = []
-    for chosen in ChannelSet.all_of(vocabulary):
-        mask = torch.zeros(1, len(vocabulary), 1, 1, device=images.device)
-        mask[:, chosen.indices(vocabulary)] = 1
-        columns.append(torch.cat(list(shown * mask), dim=1))
-    return torch.cat(columns, dim=2)

@@ -66,6 +66,8 @@ _HARMLESS = {
     "data.policy",
     "data.max_bad",
     "schedule.log_steps",
+    "schedule.picture_sweeps",
+    "schedule.profile",
     "schedule.keep",
     "schedule.patience",
 }
@@ -83,6 +85,14 @@ def first_difference(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> 
         elif a[key] != b.get(key):
             return f"{prefix}{key}: {a[key]} → {b.get(key)}"
     return None
+
+
+def settings_that_matter(recipe: Recipe) -> dict[str, Any]:
+    """All settings that results depend on, flat, by names such as `optim.lr`."""
+    flat: dict[str, Any] = {}
+    for name, value in to_dict(recipe).items():
+        flat |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    return {name: value for name, value in flat.items() if name not in _HARMLESS}
 
 
 def _revive(hint: Any, value: Any) -> Any:

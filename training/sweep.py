@@ -20,10 +20,12 @@ class Sweep:
     Attributes:
         scores: by name of the channel set.
         right: by name of the channel set, whether the best guess was right on each image, bool, (images,).
+        predicted: by name of the channel set, the best guess for each image, int64, (images,).
     """
 
     scores: dict[str, Score]
     right: dict[str, Tensor]
+    predicted: dict[str, Tensor]
 
 
 def specialise(
@@ -67,14 +69,17 @@ def sweep(
     """
     sums = torch.zeros(len(networks), len(FIELDS), dtype=torch.float64, device=runtime.device)
     right = torch.zeros(len(networks), images, dtype=torch.int32, device=runtime.device)
+    guesses = torch.zeros(len(networks), images, dtype=torch.int64, device=runtime.device)
     for batch in runtime.batches(batches):
         for row, (chosen, network) in enumerate(networks.items()):
             with runtime.autocast():
                 logits = network(chosen.select(batch.images, vocabulary))
             counts, hits = count(logits, batch.labels, batch.valid)
             sums[row] += counts
+            guesses[row].index_add_(0, batch.ids, logits.argmax(1) * batch.valid)
             right[row].index_add_(0, batch.ids, hits.int())  # padding rows repeat images, and add nothing
     names = [str(chosen) for chosen in networks]
     scores = [to_score(row) for row in runtime.sum(sums)]
     answers = runtime.sum(right).bool().cpu()
-    return Sweep(dict(zip(names, scores, strict=True)), dict(zip(names, answers, strict=True)))
+    predicted = runtime.sum(guesses).cpu()
+    return Sweep(*(dict(zip(names, values, strict=True)) for values in (scores, answers, predicted)))

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipelines.batch import Loader
 from pipelines.samples import Samples
 from training import zero
-from training.build import first_images, load_training_samples, make_loader, new_model
+from training.build import load_training_samples, make_loader, new_model
 from training.checkpoint import Checkpoints, save_weights
 from training.cli import run_program
 from training.config import ConfigError, Recipe
@@ -87,7 +87,7 @@ def _train(job: Job, runtime: Runtime) -> None:
             return
         _say(runtime, f"  everything goes to {run_dir}; watch: tensorboard --logdir {run_dir} --host 127.0.0.1")
         finished = trainer.fit()
-        trainer.monitor.close()
+        trainer.monitor.close(finished)
         if finished:
             weights = trainer.result.state_dict()
             runtime.first(lambda: _write_weights(run_dir, trainer, weights))
@@ -124,9 +124,7 @@ def _build_trainer(
     if state:
         trainer.load_state_dict(state)
     elif runtime.is_main:
-        monitor.text("recipe", (run_dir / "config.yaml").read_text())
-        channels = recipe.model.channels
-        monitor.images("input/by_channel_set", first_images(recipe.data, val.samples, channels), channels)
+        trainer.board.begin()
     return trainer
 
 

@@ -1,5 +1,7 @@
 """What only a CUDA device can show. Skipped, with the reason in the summary, where there is none."""
 
+import gzip
+import json
 import subprocess
 import sys
 
@@ -58,11 +60,19 @@ def test_training_on_the_gpu(data_dir, tmp_path, fresh_accelerate, precision):
 
     from training import train
 
-    args = train_args(data_dir, tmp_path / "run", "--schedule.precision", precision)
+    args = train_args(data_dir, tmp_path / "run", "--schedule.precision", precision, "--schedule.profile", "3:4")
     train.main(train.parse(args))
     rows = read_metrics(tmp_path / "run")
     assert rows[-1]["step"] == 10
     assert (tmp_path / "run/model.safetensors").exists()
+    (held,) = {
+        row["memory/gpu_peak_gib"] >= row["memory/gpu_allocated_gib"] > 0 for row in rows if "train/lr" in row
+    }
+    assert held
+    (trace,) = (tmp_path / "run/profile").glob("*.gz")
+    assert any(
+        event.get("cat") == "kernel" for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    )
 
 
 def test_the_device_has_an_index(fresh_accelerate):

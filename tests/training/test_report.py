@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import train_args
 
-from training.monitor import channel_grid
+from training.drawings import channel_grid
 from training.records import commit, hardware, read_record
 from training.report import updated
 from training.tables import accuracy_rows

@@ -50,8 +50,13 @@ def test_run_directory_holds_what_it_should(finished_run):
     assert {"train/loss", "train/lr", "train/images_per_s", "train/data_wait", "val/top1/B"} <= set(
         tags["scalars"]
     )
-    assert tags["images"] == ["input/by_channel_set"]
-    assert tags["tensors"] == ["recipe/text_summary"]
+    assert set(tags["images"]) == {
+        "input/by_channel_set",
+        "pictures/answers",
+        "pictures/kernels",
+        *(f"pictures/confusion/{name}" for name in ("RGB", "RG", "RB", "GB", "R", "G", "B")),
+    }
+    assert tags["tensors"] == ["recipe/text_summary", "custom_scalars__config__"]
     assert [event.step for event in board.Scalars("val/top1/B")] == [5, 10]
 
 
