@@ -4,6 +4,7 @@ Writes `model.safetensors` (all channel sets; for this project and `hubconf.py`)
 channel set a network of its own as ONNX and torch.export, each read back and compared with the original first.
 """
 
+import contextlib
 import json
 import shlex
 import sys
@@ -20,12 +21,13 @@ from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, RGB
 from pipelines.cli import EXIT_FAILED, leave
 from pipelines.errors import DataError
 from pipelines.files import write_atomically
+from pipelines.manifest import find_list, read_manifest
 from pipelines.spectral import weights
 from training.build import load_model, network_arguments, what_classes_are_called
 from training.card import File, model_card
 from training.checkpoint import save_weights
 from training.cli import run_program
-from training.config import Recipe
+from training.config import Data, Recipe
 from training.formats import SUFFIXES, Format, MismatchError, check_installed, export
 from training.recipe_file import portable, to_yaml
 from training.records import read_record
@@ -77,9 +79,9 @@ def main(job: Export) -> None:
     except MismatchError as error:
         leave(f"error: {error}; that file was not written", EXIT_FAILED)
     write_atomically(job.folder / "card.md", model_card(recipe, model, metadata, record, files))
-    first = next(iter(sets))
     print(f"wrote {', '.join(['model.safetensors', 'card.md', *(file.name for file in files)])} to {job.folder}")
-    print(f"next: python -m training.predict {shlex.quote(str(job.run_dir))} IMAGES… --channels {first}")
+    words = (job.run_dir, _an_image(recipe.data), "--channels", sets[0])
+    print(f"next: python -m training.predict {shlex.join(map(str, words))}")
 
 
 def _write(
@@ -143,6 +145,15 @@ def _record(run_dir: Path, metadata: dict[str, str]) -> dict | None:
         file=sys.stderr,
     )
     return None
+
+
+def _an_image(data: Data) -> str:
+    """One that the run knows, so that the next command works as it stands; a placeholder where they have moved."""
+    with contextlib.suppress(DataError):
+        file = Path(read_manifest(find_list(data.path, "val"), data.root).files[0])
+        if file.is_file():
+            return str(file)
+    return "IMAGES…"
 
 
 def parse(args: list[str] | None = None) -> Export:
