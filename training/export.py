@@ -10,6 +10,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from torch import Tensor
@@ -38,7 +39,7 @@ from training.variants import say_what_has_no_norm, specialised
 class Export:
     """Write what others need of a finished run."""
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_DIR")]]
     """A run directory that training.train has finished."""
     channels: tuple[str, ...] = ()
     """Channel sets that get files of their own, e.g. RGB RG; all channels by default."""

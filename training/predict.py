@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -44,15 +45,14 @@ _GUESSES = 5
 class Prediction:
     """Ask a finished run what images show."""
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_DIR")]]
     """A run directory that training.train has finished."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    images: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="IMAGES…")]]
     """Image files, and folders of them."""
     channels: str | None = None
     """Which channels of the images the network gets, e.g. RG; by default all that it takes."""
     picture: Path | None = None
-    """Where to draw the first 12 images beside their likeliest classes; RUN_DIR/predictions-CHANNELS.png by
-    default."""
+    """Draw the first 12 images and their likeliest classes here; by default RUN_DIR/predictions-CHANNELS.png."""
     out: Path | None = None
     """Also write all answers to this file, .json or .csv."""
 

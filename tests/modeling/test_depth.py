@@ -21,7 +21,7 @@ VECTOR = torch.zeros(1, 4)
 
 @pytest.fixture(autouse=True)
 def same_weights() -> None:
-    """Rounding grows with the weights that are drawn; one draw in five of a long chain passes the bound of proofs."""
+    """Rounding grows with the weights that are drawn; one draw in five of a long chain passes the bound."""
     torch.manual_seed(0)
 
 
