@@ -65,7 +65,7 @@ def model_card(
         "## Input",
         _input(recipe),
         "## How to load it",
-        _loading(recipe, files),
+        _loading(model, files),
         *(["## Files for one channel set", markdown_table(_file_rows(recipe, files)), _CHECKED] if files else []),
         "## Classes",
         _classes(metadata),
@@ -153,8 +153,8 @@ def _input(recipe: Recipe) -> str:
     return "\n\n".join(lines)
 
 
-def _loading(recipe: Recipe, files: Sequence[File]) -> str:
-    chosen = files[0].channels if files else str(ChannelSet(recipe.model.channels))
+def _loading(model: ChannelNet, files: Sequence[File]) -> str:
+    chosen = files[0].channels if files else str(model.stem.sets()[0])
     code = [
         "import torch",
         "",

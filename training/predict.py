@@ -216,8 +216,9 @@ def _all(answers: Answers) -> list[str]:
 
 
 def _next(job: Prediction, sets: Sequence[ChannelSet], chosen: ChannelSet) -> str:
-    """The same images in other channels, or else in another format."""
-    words = [str(job.run_dir), *map(str, job.images)]
+    """The same images, or one of many, in other channels, or else in another format."""
+    images = job.images if len(job.images) <= _GUESSES else job.images[:1]
+    words = [str(job.run_dir), *map(str, images)]
     others = [str(other) for other in sets if other != chosen]
     more = ["--channels", others[-1]] if others else ["--channels", str(chosen), "--out", "predictions.csv"]
     return f"python -m training.predict {shlex.join([*words, *more])}"
