@@ -208,8 +208,10 @@ def _training(metadata: dict[str, str], record: dict[str, Any] | None) -> str:
 
 def _limits(recipe: Recipe, record: dict[str, Any] | None) -> str:
     measured = "the table above" if record else "no measurement yet"
+    ties = "- Neighbours are chosen; where two are equally near, rounding decides, and ONNX may answer otherwise."
     return "\n".join(
         [
+            *([ties] if recipe.model.body == "graph" else []),
             "- Every image gets one of the classes above, whatever it shows.",
             f"- What is known of its accuracy is {measured}; other cameras, sizes and subjects were not measured.",
             f"- Channels that are missing cost accuracy. A set outside the vocabulary "
