@@ -152,9 +152,12 @@ def _remedy_of_absence(file: str) -> str:
 
 
 def _examine(manifest: Manifest, cache: Path | None) -> Samples:
-    """The sound images of a manifest, and why the others are not."""
-    if is_packed(manifest.source.parent):
-        return open_packed(manifest)
+    """The sound images of a manifest, and why the others are not; what is packed was judged before."""
+    return open_packed(manifest) if is_packed(manifest.source.parent) else examine(manifest, cache)
+
+
+def examine(manifest: Manifest, cache: Path | None = None) -> Samples:
+    """The sound images of a manifest that names files, and why the others are not, however many these are."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd EXIF blocks and large sizes: the verdict tells
         found = _judge(manifest.files, cache or default_folder())

@@ -195,6 +195,18 @@ def parse_labels(text: str) -> list[int]:
     return sorted(set(labels))
 
 
+def format_row(path: str, label: int) -> str:
+    """The row of a list that says which class an image belongs to.
+
+    Raises:
+        ValueError: a list cannot hold that path, or would refuse it.
+    """
+    row = f"{path} {label}"
+    if "\n" in path or "\0" in path or _parse_row(row, None) != (path, label):
+        raise ValueError(f"{path!r} has a line break, or blanks at an end; rename it")
+    return row
+
+
 def _parse_row(line: str, classes: int | None) -> tuple[str, int]:
     """One row → (path, label); ValueError says what is wrong with it."""
     fields = line.strip().rsplit(None, 1)  # from the right: paths may hold spaces

@@ -1,9 +1,12 @@
 """From a recipe's settings to the parts of a run: scanned images, loaders, network."""
 
+import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, RGB, Decoding, Loader, 
 from pipelines.build import build_loader
 from pipelines.errors import DataError
 from pipelines.integrity import scan, scan_splits
-from pipelines.manifest import Manifest, parse_labels, read_split
+from pipelines.manifest import Manifest, read_split
 from pipelines.samples import Samples
 from training.checkpoint import load_weights
 from training.config import ConfigError, Data, Model, Recipe
@@ -52,8 +55,7 @@ def load_training_samples(data: Data, runtime: Runtime) -> dict[str, Samples]:
 
 
 def _manifest(data: Data, split: str) -> Manifest:
-    labels = parse_labels(data.labels) if data.labels else None
-    return read_split(data.path, split, root=data.root, labels=labels)
+    return read_split(data.path, split, root=data.root, labels=data.chosen_labels)
 
 
 def make_loader(
@@ -125,20 +127,32 @@ def load_model(run_dir: Path, **changes: str) -> tuple[Recipe, ChannelNet, dict[
 
 def new_model(settings: Model, classes: int) -> ChannelNet:
     """The network that a recipe describes, with fresh weights."""
-    return build_model(
-        settings.body,
-        settings.stem,
-        settings.vocabulary,
-        classes,
-        templates=settings.templates,
-        fill=_black(settings.channels) if settings.fill == "black" else 0.0,
-        norm=settings.norm,
-        conditioning=settings.conditioning,
-        gain=settings.gain,
-        descriptors=_descriptors(settings.channels) if settings.embedding == "wavelengths" else None,
-        channels=settings.plain_channels,
+    return build_model(**network_arguments(settings, classes))
+
+
+def network_arguments(settings: Model, classes: int) -> dict[str, Any]:
+    """What `build_model` makes that network from: plain values, which JSON can hold."""
+    return {
+        "body": settings.body,
+        "stem": settings.stem,
+        "vocabulary": settings.vocabulary,
+        "classes": classes,
+        "templates": settings.templates,
+        "fill": _black(settings.channels) if settings.fill == "black" else 0.0,
+        "norm": settings.norm,
+        "conditioning": settings.conditioning,
+        "gain": settings.gain,
+        "descriptors": _descriptors(settings.channels) if settings.embedding == "wavelengths" else None,
+        "channels": settings.plain_channels,
         **settings.body_options,
-    )
+    }
+
+
+def what_classes_are_called(metadata: Mapping[str, str]) -> list[str]:
+    """Names of the classes of a trained network; "class 0", … where its lists had none."""
+    if "class_names" in metadata:
+        return json.loads(metadata["class_names"])
+    return [f"class {label}" for label in range(int(metadata["classes"]))]
 
 
 def descriptor(channel: str) -> float:

@@ -57,6 +57,11 @@ class Data:
     max_bad: float = 0.05
     """Part of a list's images that may be unusable before the run refuses to start."""
 
+    @property
+    def chosen_labels(self) -> list[int] | None:
+        """The classes to keep, None for all."""
+        return parse_labels(self.labels) if self.labels else None
+
     def absolute(self) -> "Data":
         """The same with paths that hold from any folder."""
         root = self.root and self.root.absolute()

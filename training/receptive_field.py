@@ -14,12 +14,10 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from modeling.channels import ChannelSet
 from modeling.depth import audit
-from modeling.network import ChannelNet
 from modeling.receptive_field import effective_receptive_field, smallest_square
 from pipelines.errors import DataError
 from pipelines.files import write_atomically
@@ -30,6 +28,7 @@ from training.figures import on_white, receptive_fields
 from training.records import provenance, read_record, write_record
 from training.runtime import Runtime
 from training.tables import receptive_field_rows
+from training.variants import specialised
 
 KIND = "receptive field"
 SHARES = (50, 90)  # % of a field, whose squares are told
@@ -96,7 +95,7 @@ def _measured(run_dir: Path, job: Measurement, runtime: Runtime) -> dict[str, An
     """One network's part of the record."""
     recipe, model, metadata = load_model(run_dir)
     data = replace(recipe.data, path=job.data, root=None) if job.data else recipe.data
-    chosen, network = _specialised(model, job.channels)
+    chosen, network = specialised(model, job.channels)
     fingerprint, everything = _images(data, job, recipe.model.channels, runtime)
     images = chosen.select(everything, recipe.model.channels)
     depth = audit(network, images[:1]).d1
@@ -114,19 +113,6 @@ def _measured(run_dir: Path, job: Measurement, runtime: Runtime) -> dict[str, An
         "seed": recipe.seed,
         "model": asdict(recipe.model),
     }
-
-
-def _specialised(model: ChannelNet, channels: str | None) -> tuple[ChannelSet, nn.Module]:
-    """A channel set, the largest that the network takes by default, and the plain network for it.
-
-    Raises:
-        ConfigError: the network does not take it.
-    """
-    try:
-        chosen = model.stem.parse(channels) if channels else model.stem.sets()[0]
-        return chosen, model.materialize(chosen)
-    except ValueError as error:
-        raise ConfigError(f"--channels {channels}: {error}") from None
 
 
 def _images(data: Data, job: Measurement, channels: tuple[str, ...], runtime: Runtime) -> tuple[str, Tensor]:

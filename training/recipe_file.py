@@ -23,6 +23,13 @@ def to_yaml(recipe: Recipe) -> str:
     return yaml.safe_dump(to_dict(recipe), sort_keys=False)
 
 
+def portable(recipe: Recipe) -> Recipe:
+    """The recipe without folders of one machine: data is known by its fingerprint."""
+    teacher = recipe.schedule.teacher and Path(recipe.schedule.teacher.name)
+    data = dataclasses.replace(recipe.data, path=Path(recipe.data.path.name), root=None)
+    return dataclasses.replace(recipe, data=data, schedule=dataclasses.replace(recipe.schedule, teacher=teacher))
+
+
 def load_recipe(file: Path) -> Recipe:
     """Read a recipe back.
 

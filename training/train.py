@@ -6,6 +6,8 @@ One process, or several: `accelerate launch --config_file launch/cpu.yaml -m tra
 
 import contextlib
 import fcntl
+import json
+import shlex
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -16,10 +18,12 @@ from typing import IO
 import tyro
 from torch import Tensor
 
+from modeling.weights import NETWORK
 from pipelines.batch import Loader
+from pipelines.class_names import class_names
 from pipelines.samples import Samples
 from training import zero
-from training.build import load_training_samples, make_loader, new_model
+from training.build import first_images, load_training_samples, make_loader, network_arguments, new_model
 from training.checkpoint import Checkpoints, save_weights
 from training.cli import run_program
 from training.config import ConfigError, Recipe
@@ -64,13 +68,15 @@ def main(job: Job) -> None:
 
 def _train(job: Job, runtime: Runtime) -> None:
     run_dir = job.run_dir or Path("runs") / job.name
+    quoted = shlex.quote(str(run_dir))  # as it can be pasted
     recipe, resume = _recipe(job), job.resume or restarts() > 0
     if not job.dry_run and runtime.first(lambda: _is_finished(run_dir, recipe, resume)):
-        _say(runtime, f"{run_dir} is finished; next: python -m training.evaluate {run_dir}")
+        _say(runtime, f"{run_dir} is finished; next: python -m training.evaluate {quoted}")
         return
     if runtime.zero:
         zero.check(runtime.zero, runtime.precision, recipe)
     samples = load_training_samples(recipe.data, runtime)
+    names = runtime.first(lambda: class_names(recipe.data.path, recipe.data.chosen_labels))
     channels, passes = recipe.model.channels, recipe.schedule.epochs
     make = partial(make_loader, recipe.data, runtime=runtime, channels=channels, passes=passes)
     train, reason = make(samples["train"], training=True, seed=recipe.seed)
@@ -85,16 +91,16 @@ def _train(job: Job, runtime: Runtime) -> None:
             _say(runtime, "\n".join(["dry run, of which nothing is kept", *rehearse(trainer)]))
             trainer.monitor.close()
             return
-        _say(runtime, f"  everything goes to {run_dir}; watch: tensorboard --logdir {run_dir} --host 127.0.0.1")
+        _say(runtime, f"  everything goes to {run_dir}; watch: tensorboard --logdir {quoted} --host 127.0.0.1")
         finished = trainer.fit()
         trainer.monitor.close(finished)
         if finished:
             weights = trainer.result.state_dict()
-            runtime.first(lambda: _write_weights(run_dir, trainer, weights))
+            runtime.first(lambda: _write_weights(run_dir, trainer, weights, names))
     if finished:
-        _say(runtime, f"finished in {trainer.seconds_so_far:.0f} s; next: python -m training.evaluate {run_dir}")
+        _say(runtime, f"finished in {trainer.seconds_so_far:.0f} s; next: python -m training.evaluate {quoted}")
     else:
-        _say(runtime, f"stopped at step {trainer.step}, saved; go on with: --run-dir {run_dir} --resume")
+        _say(runtime, f"stopped at step {trainer.step}, saved; go on with: --run-dir {quoted} --resume")
 
 
 def _recipe(job: Job) -> Recipe:
@@ -178,12 +184,13 @@ def _introduction(trainer: Trainer, reason: str) -> str:
     )
 
 
-def _write_weights(run_dir: Path, trainer: Trainer, weights: dict[str, Tensor]) -> None:
-    """Leave `model.safetensors`, which marks the run as finished, with what a record needs to know."""
-    samples = trainer.train.samples
+def _write_weights(run_dir: Path, trainer: Trainer, weights: dict[str, Tensor], names: list[str] | None) -> None:
+    """Leave `model.safetensors`, which marks the run as finished, with what loaders and records need to know."""
+    samples, model = trainer.train.samples, trainer.recipe.model
     metadata = {
+        NETWORK: json.dumps(network_arguments(model, samples.classes)),
         "recipe": (run_dir / "config.yaml").read_text(),
-        "vocabulary": trainer.recipe.model.vocabulary,
+        "vocabulary": model.vocabulary,
         "classes": str(samples.classes),
         "train_fingerprint": samples.fingerprint,
         "seconds": f"{trainer.seconds_so_far:.1f}",
@@ -192,6 +199,8 @@ def _write_weights(run_dir: Path, trainer: Trainer, weights: dict[str, Tensor]) 
         "commit": trainer.commit,
         "hardware": hardware(trainer.runtime.world),
     }
+    if names:
+        metadata["class_names"] = json.dumps(names)
     save_weights(run_dir / "model.safetensors", weights, metadata)
 
 

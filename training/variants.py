@@ -74,6 +74,19 @@ def networks_for(
         ) from None
 
 
+def specialised(model: ChannelNet, channels: str | None) -> tuple[ChannelSet, nn.Module]:
+    """A channel set, the largest that the network takes by default, and the plain network for it.
+
+    Raises:
+        ConfigError: the network does not take it.
+    """
+    try:
+        chosen = model.stem.parse(channels) if channels else model.stem.sets()[0]
+        return chosen, model.materialize(chosen)
+    except ValueError as error:
+        raise ConfigError(f"--channels {channels}: {error}") from None
+
+
 def say_what_has_no_norm(model: ChannelNet, recipe: Recipe, sets: Iterable[ChannelSet]) -> None:
     """A norm for each set has only what it started with for sets that training never met."""
     norm, trained = model.stem.norm, {frozenset(chosen) for chosen in trained_sets(recipe)}
