@@ -23,7 +23,7 @@ from pipelines.batch import Loader
 from pipelines.class_names import class_names
 from pipelines.samples import Samples
 from training import zero
-from training.build import first_images, load_training_samples, make_loader, network_arguments, new_model
+from training.build import load_training_samples, make_loader, network_arguments, new_model
 from training.checkpoint import Checkpoints, save_weights
 from training.cli import run_program
 from training.config import ConfigError, Recipe
