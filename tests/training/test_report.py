@@ -12,7 +12,7 @@ from tiny import train_args
 from training.monitor import channel_grid
 from training.records import commit, hardware, read_record
 from training.report import updated
-from training.tables import accuracy_rows
+from training.reporting.tables import accuracy_rows
 
 ROOT = Path(__file__).parent.parent.parent
 SETS = ["RGB", "RG", "RB", "GB", "R", "G", "B"]
