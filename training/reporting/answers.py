@@ -32,7 +32,7 @@ def labels(record: Record) -> np.ndarray:
     return _classes(record, record["labels"])
 
 
-def guesses(record: Record) -> dict[str, np.ndarray]:
+def predictions(record: Record) -> dict[str, np.ndarray]:
     """A model's best guess for each image by channel set, (images,), uint16."""
     return {name: _classes(record, text) for name, text in record["predicted"].items()}
 

@@ -81,13 +81,6 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Heading:
-    """Of a part of a section."""
-
-    text: str
-
-
-@dataclass(frozen=True)
 class Listing:
     """A text of many lines, to be unfolded."""
 
@@ -95,7 +88,7 @@ class Listing:
     text: str
 
 
-Block = Table | Picture | Text | Heading | Listing
+Block = Table | Picture | Text | Listing
 
 
 @dataclass(frozen=True)

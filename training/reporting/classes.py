@@ -3,7 +3,7 @@
 import numpy as np
 
 from modeling.channels import ChannelSet, parse_names
-from training.reporting.answers import Record, all_sets, class_names, guesses, labels
+from training.reporting.answers import Record, all_sets, class_names, labels, predictions
 from training.reporting.blocks import Cell, Rows, shaded
 
 MOST = 20  # classes, or pairs of them, in a table
@@ -11,24 +11,32 @@ MOST = 20  # classes, or pairs of them, in a table
 
 def confusion(record: Record, channel_set: str) -> np.ndarray:
     """Images by class and best guess, (classes, classes), int64."""
-    truth, guess = labels(record).astype(np.int64), guesses(record)[channel_set].astype(np.int64)
+    truth, guess = labels(record).astype(np.int64), predictions(record)[channel_set].astype(np.int64)
     classes = count_classes(record)
     return np.bincount(truth * classes + guess, minlength=classes**2).reshape(classes, classes)
 
 
 def count_classes(record: Record) -> int:
     """How many classes a record speaks of: those named, or those that occur."""
-    occurring = [labels(record), *guesses(record).values()]
+    occurring = [labels(record), *predictions(record).values()]
     return max(len(record.get("class_names", [])), *(int(found.max()) + 1 for found in occurring))
 
 
 def agreement_rows(record: Record) -> list[list[str | Cell]]:
     """Per two channel sets: on how many images, in percent, the best guess is the same."""
-    found = guesses(record)
+    found = predictions(record)
     same = [[100 * float(np.mean(a == b)) for b in found.values()] for a in found.values()]
     rows = [[name, *(f"{value:.1f}" for value in row)] for name, row in zip(found, same, strict=True)]
     coloured = [[None if i == j else value for j, value in enumerate(row)] for i, row in enumerate(same)]
     return shaded([["same guess, %", *found], *rows], coloured)
+
+
+def agreement_note(record: Record) -> str:
+    """What a reader must know to read the table of agreement."""
+    return (
+        f"Part of {record['images']} {record['split']} images on which the best guess of {record['name']} is the "
+        "same, right or wrong."
+    )
 
 
 def lost_channels(record: Record) -> dict[str, str]:
@@ -56,12 +64,12 @@ def lost_channel_rows(record: Record) -> list[list[str | Cell]]:
         [names[i], str(images[i]), f"{part[full][i]:.1f}", *(signed(-drop[i]) for drop in drops.values())]
         for i in order
     ]
-    return shaded([head, *rows], [[None, None, *(drop[i] for drop in drops.values())] for i in order])
+    return shaded([head, *rows], [[None, None, *(max(0.0, drop[i]) for drop in drops.values())] for i in order])
 
 
 def confused_rows(record: Record) -> Rows:
     """The pairs of classes that are most often confused on all channels, and how often on each channel set."""
-    matrices = {name: confusion(record, name) for name in guesses(record)}
+    matrices = {name: confusion(record, name) for name in predictions(record)}
     full = matrices[all_sets([record])[0]]
     names, wrong = class_names(record, len(full)), full - np.diag(full.diagonal())
     pairs = sorted(np.argwhere(wrong).tolist(), key=lambda pair: -wrong[*pair])[:MOST]
@@ -74,4 +82,4 @@ def confused_rows(record: Record) -> Rows:
 
 def signed(points: float) -> str:
     """A difference in percentage points."""
-    return f"{points:+.1f}".replace("-", "−")
+    return f"{points:+.1f}".replace("-", "−") if round(points, 1) else "0.0"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from training.reporting import classes, diagrams
 from training.reporting.answers import all_sets, class_names
-from training.reporting.blocks import Block, Heading, Panel, Picture, Table, Text
+from training.reporting.blocks import Block, Panel, Picture, Table, Text
 from training.reporting.overview import names
 from training.reporting.samples import sample_rows
 from training.reporting.source import Absent, Source
@@ -17,17 +17,16 @@ def reliability(source: Source) -> Iterator[Block]:
         panels = []
         for name in all_sets([record for _, record in group]):
             bins = [(mark, r["reliability"][name]) for mark, r in group if name in r["reliability"]]
-            panels[f"Reliability on {name} of {names([mark for mark, _ in bins])}"] = diagrams.reliability(
-                bins, name
-            )
-        caption = (
-            "Accuracy (upwards) against confidence, both in %; below the diagonal a model is too sure of itself"
-        )
-        yield Picture(caption, panels, [mark for mark, _ in group])
+            label = f"Reliability on {name} of {names([mark for mark, _ in bins])}"
+            panels.append(Panel(label, diagrams.reliability(bins, name)))
+        yield Picture(_RELIABILITY, panels, [mark for mark, _ in group])
     yield from gaps
 
 
-_RELIABILITY = "Accuracy (upwards) by confidence, both in %; below the diagonal a model is too sure of itself"
+_RELIABILITY = (
+    "Accuracy (upwards) by confidence, both in %; the larger a mark, the more images it stands for. Below the "
+    "diagonal a model is too sure of itself."
+)
 
 
 def lost_channels(source: Source) -> Iterator[Block]:
@@ -58,28 +57,24 @@ def agreement(source: Source) -> Iterator[Block]:
     if not told:
         raise Absent("no record holds more than one channel set")
     for record in told:
-        note = f"% of {record['images']} images on which the best guess is the same, right or wrong."
-        yield Table(f"{record['name']}: agreement of channel sets", classes.agreement_rows(record), note)
+        rows, note = classes.agreement_rows(record), classes.agreement_note(record)
+        yield Table(f"{record['name']}: agreement of channel sets", rows, note)
     yield from gaps
 
 
 def confusions(source: Source) -> Iterator[Block]:
     """Which classes are taken for which."""
     records, gaps = source.having("labels", "predicted")
+    panels, tables = [], []
     for record in records:
-        full = all_sets([record])[0]
+        name, full = record["name"], all_sets([record])[0]
         matrix = classes.confusion(record, full)
-        yield Heading(record["name"])
-        drawn = diagrams.confusion(matrix, class_names(record, len(matrix)))
-        yield Picture(f"Confusion on {full}", [Panel(f"Confusion matrix of {record['name']} on {full}", drawn)])
-        pairs = classes.confused_rows(record)
-        if len(pairs) > 1:
-            note = (
-                f"Images of the class, and how many of them were taken for the other; most often on {full} first."
-            )
-            yield Table(f"{record['name']}: pairs that are most often confused", pairs, note)
-        else:
-            yield Text(f"No image was taken for another class on {full}.")
+        drawn = diagrams.confusion(matrix, class_names(record, len(matrix)), name)
+        panels.append(Panel(f"Confusion matrix of {name} on {full}", drawn))
+        note = f"Images of the class, and how many were taken for the other; most often on {full} first."
+        tables.append(Table(f"{name}: pairs that are most often confused", classes.confused_rows(record), note))
+    yield Picture("Classes (downwards) and what they were taken for, on all channels", panels)
+    yield from (table for table in tables if len(table.rows) > 1)
     yield from gaps
 
 

@@ -13,7 +13,7 @@ from training.reporting.figures import COLOURS
 TOGETHER = 6  # models in one diagram; more would hide each other
 _SYMBOLS = {"●": "o", "■": "s", "▲": "^", "◆": "D", "▼": "v", "✚": "P"}
 _NAMED_CLASSES = 24  # more names would not fit along an axis
-_LONGEST_NAME = 14  # letters
+_LONGEST_NAME = 22  # letters
 _QUIET = "#7f7f7f"  # seen on white and on black
 
 
@@ -117,7 +117,8 @@ def costs(models: Sequence[tuple[Mark, float, float]], label: str) -> str:
     def plot(axes: Axes) -> None:
         for mark, cost, accuracy in models:
             axes.plot(cost, accuracy, _SYMBOLS[mark.symbol], color=mark.colour, markersize=6)
-        axes.margins(0.12)
+        ends = [1.15 * max(values) or 1 for values in zip(*(model[1:] for model in models), strict=True)]
+        axes.set(xlim=(0, ends[0]), ylim=(0, ends[1]))
         axes.set_xlabel(label)
         axes.set_ylabel("mean top-1, %")
 
@@ -135,8 +136,10 @@ def reliability(models: Sequence[tuple[Mark, Mapping[str, Any]]], title: str) ->
     def plot(axes: Axes) -> None:
         axes.plot([0, 100], [0, 100], color=_QUIET, linewidth=0.6)
         for mark, bins in models:
-            rows = [(100 * c / n, 100 * r / n) for n, c, r in _bins(bins) if n]
-            axes.plot(*_columns(rows), color=mark.colour, marker=_SYMBOLS[mark.symbol], markersize=3)
+            rows = [(100 * c / n, 100 * r / n, n) for n, c, r in _bins(bins) if n]
+            x, y, count = (np.array(column) for column in zip(*rows, strict=True))
+            axes.plot(x, y, color=mark.colour, linewidth=0.6)
+            axes.scatter(x, y, 40 * count / count.sum() + 2, mark.colour, _SYMBOLS[mark.symbol], linewidths=0)
         axes.set(xlim=(0, 102), ylim=(0, 102), xticks=(0, 50, 100), yticks=(0, 50, 100), aspect="equal")
         axes.set_title(title, fontsize=8.5)
 
@@ -147,30 +150,32 @@ def _bins(bins: Mapping[str, Any]) -> Iterator[tuple[float, float, float]]:
     return zip(bins["count"], bins["confidence"], bins["right"], strict=True)
 
 
-def confusion(matrix: np.ndarray, names: Sequence[str]) -> str:
+def confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> str:
     """Which classes a model takes for which.
 
     Args:
         matrix: images by class and best guess, (classes, classes).
         names: of the classes.
+        title: the model.
     """
     percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
 
     def plot(axes: Axes) -> None:
         image = axes.imshow(percent, SCALE, PowerNorm(0.5, 0, 100), interpolation="none")
         if len(names) <= _NAMED_CLASSES:
-            axes.set_xticks(range(len(names)), _short(names), rotation=90, fontsize=7.5)
-            axes.set_yticks(range(len(names)), _short(names), fontsize=7.5)
+            numbers = range(len(names))
+            axes.set_xticks(numbers, numbers, fontsize=7.5)
+            axes.set_yticks(numbers, [f"{_short(name)} {i}" for i, name in enumerate(names)], fontsize=7.5)
         axes.set_xlabel("best guess")
-        axes.set_ylabel("class")
-        bar = axes.figure.colorbar(image, ax=axes, ticks=(0, 5, 20, 50, 100), shrink=0.7)
+        axes.set_title(_short(title), fontsize=8.5)
+        bar = axes.figure.colorbar(image, ax=axes, ticks=(0, 5, 20, 50, 100), orientation="horizontal", aspect=30)
         bar.set_label("% of the class (scale of roots)")
 
-    return panel(plot, height=3.4)
+    return panel(plot, height=3.6)
 
 
-def _short(names: Sequence[str]) -> list[str]:
-    return [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names]
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _steps_per_epoch(history: Sequence[Mapping[str, Any]]) -> float:

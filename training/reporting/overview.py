@@ -44,15 +44,15 @@ def other_scores(source: Source) -> Iterator[Block]:
 
 
 _SCORES_NOTE = (
-    "Macro: mean of the accuracies of classes. NLL: negative log likelihood in nats. ECE: calibration error, the mean "
-    "distance between how sure the best guess is and how often it is right, over 15 bins of equal width (Guo et al., "
-    "arXiv 1706.04599)."
+    "Macro: mean of the accuracies of classes. NLL: negative log likelihood in nats. ECE: calibration error, the "
+    "mean distance between how sure the best guess is and how often it is right, over 15 bins of equal width (Guo "
+    "et al., arXiv 1706.04599)."
 )
 
 
 def robustness(source: Source) -> Iterator[Block]:
     """What becomes of the accuracy when images are changed."""
-    records, gaps = source.having("robustness")
+    records, gaps = source.having("robustness", flag=" --robustness")
     note = "Channels in another order, one channel noisy, or another size in pixels; with 95 % Wilson intervals."
     yield Table("Top-1 accuracy on changed images", tables.robustness_rows(records), note)
     yield from gaps

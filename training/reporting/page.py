@@ -9,7 +9,6 @@ from itertools import count
 from training.reporting.blocks import (
     Block,
     Cell,
-    Heading,
     Listing,
     Mark,
     Panel,
@@ -81,22 +80,22 @@ class _Writer:
                 return self._picture(block)
             case Listing():
                 return _listing(block)
-            case Heading():
-                return f"<h3>{escape(block.text)}</h3>"
             case Text():
                 return f"<p>{escape(block.text)}</p>"
 
     def _picture(self, picture: Picture) -> str:
         panels = "\n".join(map(self._panel, picture.panels))
-        caption = f"<figcaption>{escape(picture.caption)}</figcaption>"
-        return f'<figure>\n{caption}\n{_key(picture.key)}<div class="panels">\n{panels}\n</div>\n</figure>'
+        caption = f"<figcaption>{escape(picture.caption)}</figcaption>\n{_key(picture.key)}"
+        width = max(float(re.search(r'width="([\d.]+)pt"', panel.svg)[1]) for panel in picture.panels)
+        short = ' class="short"' if len(picture.panels) <= _FEW else ""
+        grid = f'<div class="panels" style="--width: {width:.0f}px">\n{panels}\n</div>'
+        return f"<figure{short}>\n{caption}{grid}\n</figure>"
 
     def _panel(self, panel: Panel) -> str:
-        width = float(re.search(r'width="([\d.]+)pt"', panel.svg)[1])
         drawn = in_page(panel.svg, f"p{next(self._pictures)}-", escape(panel.label))
         for colour, variable in _VARIABLES.items():
             drawn = drawn.replace(f": {colour}", f": var({variable})")
-        return f'<div style="--width: {width:.0f}px">{_key(panel.key)}{drawn}</div>'
+        return f"<div>{_key(panel.key)}{drawn}</div>"
 
 
 def _key(marks: Sequence[Mark]) -> str:
@@ -116,15 +115,18 @@ def _table(table: Table) -> str:
         for cell, number in zip(table.rows[0], numeric, strict=True)
     )
     body = "\n".join(_row(row, numeric) for row in table.rows[1:])
+    short = " short" if len(table.rows) <= _SHORT else ""
     note = f'\n<p class="note">{escape(table.note)}</p>' if table.note else ""
     return (
-        f'<div class="box" role="region" aria-label="{escape(table.caption)}" tabindex="0">\n'
-        f"<table>\n<caption>{escape(table.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
+        f'<div class="box{short}" role="region" aria-label="{escape(table.caption)}" tabindex="0">\n'
+        f"<table>\n<caption><span>{escape(table.caption)}</span></caption>\n<thead><tr>{head}</tr></thead>\n"
         f"<tbody>\n{body}\n</tbody>\n</table>\n</div>{note}"
     )
 
 
 _NUMBER = ' class="number"'
+_FEW = 8  # panels that are kept on one sheet of paper
+_SHORT = 16  # rows of a table that is kept on one sheet of paper
 _LONG = 32  # letters of a text that is worth a wide column
 
 
@@ -142,7 +144,8 @@ def _row(row: Sequence[str | Cell], numeric: Sequence[bool]) -> str:
         f"<td{_look(cell, number)}>{_content(cell)}</td>"
         for cell, number in zip(row[1:], numeric[1:], strict=True)
     )
-    return f'<tr><th scope="row">{_content(row[0])}</th>{cells}</tr>'
+    long = ' class="long"' if len(text_of(row[0])) > _LONG else ""
+    return f'<tr><th scope="row"{long}>{_content(row[0])}</th>{cells}</tr>'
 
 
 def _look(cell: str | Cell, number: bool) -> str:

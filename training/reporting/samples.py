@@ -14,7 +14,7 @@ from pipelines.samples import Samples
 from training.build import first_images, read_samples
 from training.config import Data
 from training.recipe_file import load_recipe
-from training.reporting.answers import Record, class_names, guesses
+from training.reporting.answers import Record, class_names, predictions
 from training.reporting.blocks import Cell
 from training.reporting.source import Absent
 
@@ -39,7 +39,7 @@ def sample_rows(record: Record, run_dir: Path | None, count: int) -> list[list[s
     samples, data = _scored_images(record, run_dir)
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int))
     images = first_images(data, samples.take(chosen), count=len(chosen))
-    found = guesses(record)
+    found = predictions(record)
     names = class_names(record, 1 + max(int(samples.labels.max()), *(int(g.max()) for g in found.values())))
     rows: list[list[str | Cell]] = [["image", *found]]
     for i, image in zip(chosen, images, strict=True):

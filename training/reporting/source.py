@@ -7,8 +7,6 @@ from pathlib import Path
 from training.reporting.answers import Record, Records
 from training.reporting.blocks import Text
 
-_REMEDY = "python -m training.evaluate RUN_DIR writes it"
-
 
 class Absent(Exception):
     """A section cannot be made; the message says why, in a sentence's second half."""
@@ -28,8 +26,12 @@ class Source:
     folders: Mapping[str, Path] = field(default_factory=dict)
     samples: int = 0
 
-    def having(self, *fields: str) -> tuple[list[Record], list[Text]]:
+    def having(self, *fields: str, flag: str = "") -> tuple[list[Record], list[Text]]:
         """The records that have all of some fields, and what to say of the others.
+
+        Args:
+            fields: of records.
+            flag: that the evaluation needs to write them.
 
         Raises:
             Absent: there are none.
@@ -37,6 +39,6 @@ class Source:
         found = [record for record in self.records if all(record.get(name) for name in fields)]
         names = " and ".join(f"“{name}”" for name in fields)
         if not found:
-            raise Absent(f"no record holds {names}; {_REMEDY}")
+            raise Absent(f"no record holds {names}; python -m training.evaluate RUN_DIR{flag} writes it")
         others = [record["name"] for record in self.records if record not in found]
         return found, [Text(f"Without {', '.join(others)}: no {names} in the record.")] if others else []

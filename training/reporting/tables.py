@@ -128,7 +128,7 @@ def _told(row: dict[str, Any] | None, told: Callable[[dict[str, Any]], str]) -> 
 def robustness_rows(records: Records) -> Rows:
     """Per model and condition of the images: accuracy with interval on each channel set."""
     sets = all_sets(records)
-    rows = [["model", "images", *sets]]
+    rows = [["model", "condition", *sets]]
     for record in records:
         for condition, scores in {"as they are": record["scores"], **record["robustness"]}.items():
             cells = [_accuracy(scores[s]) if s in scores else "–" for s in sets]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from training.reporting.blocks import (
     Block,
-    Heading,
     Listing,
     Picture,
     Section,
@@ -33,7 +32,5 @@ def _block(block: Block) -> str:
         case Listing():
             lines = "\n".join(f"    {line}" for line in block.text.splitlines())
             return f"{markdown_text(block.title)}:\n\n{lines}"
-        case Heading():
-            return f"### {markdown_text(block.text)}"
         case Text():
             return markdown_text(block.text)
