@@ -58,6 +58,8 @@ class Report:
     def __post_init__(self) -> None:
         if self.samples < 0:
             raise ConfigError(f"--samples {self.samples} must not be negative")
+        if self.out and self.out.suffix != ".html":
+            raise ConfigError(f"--out {self.out} must end in .html; its twins end in .md and .pdf")
 
 
 def main(job: Report) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 Rows = list[list[str]]
-_BEGINS_A_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+_BEGINS_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|\[|\|")
 
 
 @dataclass(frozen=True)
@@ -131,5 +131,5 @@ def markdown_table(rows: Sequence[Sequence[str | Cell]]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """A text that stays within its line and its cell, and begins no tag."""
-    return _BEGINS_A_TAG.sub(r"\\<", " ".join(text.splitlines()).replace("|", "\\|"))
+    """A text that stays within its line and its cell, and begins no tag and no link."""
+    return _BEGINS_MARKUP.sub(r"\\\g<0>", " ".join(text.splitlines()))

@@ -139,7 +139,9 @@ def reliability(models: Sequence[tuple[Mark, Mapping[str, Any]]], title: str) ->
             rows = [(100 * c / n, 100 * r / n, n) for n, c, r in _bins(bins) if n]
             x, y, count = (np.array(column) for column in zip(*rows, strict=True))
             axes.plot(x, y, color=mark.colour, linewidth=0.6)
-            axes.scatter(x, y, 40 * count / count.sum() + 2, mark.colour, _SYMBOLS[mark.symbol], linewidths=0)
+            axes.scatter(
+                x, y, 40 * count / count.sum() + 2, c=mark.colour, marker=_SYMBOLS[mark.symbol], linewidths=0
+            )
         axes.set(xlim=(0, 102), ylim=(0, 102), xticks=(0, 50, 100), yticks=(0, 50, 100), aspect="equal")
         axes.set_title(title, fontsize=8.5)
 

@@ -71,5 +71,5 @@ def _jpeg(image: Tensor) -> bytes:
     pixels = ((image.float() * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     picture, out = Image.fromarray(pixels), io.BytesIO()
     picture.thumbnail((_SIDE, _SIDE))
-    picture.save(out, "JPEG", quality=80)
+    picture.save(out, "JPEG", quality=85, subsampling=0)  # colours are what it is about
     return out.getvalue()
