@@ -33,7 +33,16 @@ def load_samples(data: Data, split: str, runtime: Runtime) -> Samples:
     Raises:
         DataError: see `pipelines.manifest` and `pipelines.integrity`.
     """
-    return runtime.first(lambda: scan(_manifest(data, split), policy=data.policy, max_bad=data.max_bad))
+    return runtime.first(lambda: read_samples(data, split))
+
+
+def read_samples(data: Data, split: str) -> Samples:
+    """Read one list and scan its images, for programs that have no other ranks.
+
+    Raises:
+        DataError: see `pipelines.manifest` and `pipelines.integrity`.
+    """
+    return scan(_manifest(data, split), policy=data.policy, max_bad=data.max_bad)
 
 
 def load_training_samples(data: Data, runtime: Runtime) -> dict[str, Samples]:

@@ -17,8 +17,8 @@ from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, RGB
 from training.build import what_classes_are_called
 from training.config import Recipe
 from training.formats import TOLERANCE, Format
+from training.reporting.blocks import Rows, markdown_table
 from training.subsets import trained_sets
-from training.tables import Rows, markdown_table
 
 
 @dataclass(frozen=True)

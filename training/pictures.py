@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modeling.channels import ChannelSet
 from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, RGB
-from training.figures import COLOURS
+from training.reporting.figures import COLOURS
 
 MOST = 12  # images in a picture
 _LONGEST = 48  # letters of a name

@@ -24,10 +24,11 @@ from pipelines.files import write_atomically
 from training.build import first_images, load_model, load_samples
 from training.cli import run_program
 from training.config import ConfigError, Data
-from training.figures import on_white, receptive_fields
 from training.records import provenance, read_record, write_record
+from training.reporting.benchmarks import receptive_field_rows
+from training.reporting.canvas import on_white
+from training.reporting.figures import receptive_fields
 from training.runtime import Runtime
-from training.tables import receptive_field_rows
 from training.variants import specialised
 
 KIND = "receptive field"

@@ -62,7 +62,7 @@ def from_dict(kind: type[T], values: dict[str, Any]) -> T:
 
 
 # May change while a run goes on: where the data lies (its contents are checked) and what is written down.
-_HARMLESS = {
+HARMLESS = {
     "name",
     "data.path",
     "data.root",
@@ -83,7 +83,7 @@ _HARMLESS = {
 def first_difference(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> str | None:
     """The first setting in which two recipes differ and results may too, as `data.size: 64 → 84`, or None."""
     for key in a:
-        if f"{prefix}{key}" in _HARMLESS:
+        if f"{prefix}{key}" in HARMLESS:
             continue
         if isinstance(a[key], dict):
             found = first_difference(a[key], b.get(key, {}), f"{prefix}{key}.")
@@ -99,7 +99,7 @@ def settings_that_matter(recipe: Recipe) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in to_dict(recipe).items():
         flat |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
-    return {name: value for name, value in flat.items() if name not in _HARMLESS}
+    return {name: value for name, value in flat.items() if name not in HARMLESS}
 
 
 def _revive(hint: Any, value: Any) -> Any:

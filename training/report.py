@@ -1,34 +1,34 @@
 """Make a page from records: `python -m training.report RUN_DIR_OR_RECORD… [--out report.html]`
 
 The page is self-contained (no scripts, no network) and has a Markdown twin beside it. Every number in it comes
-from a record that `training.evaluate` wrote; nothing is typed by hand.
+from a record that a program wrote; nothing is typed by hand. `training/reporting/` holds what it is made with.
 """
 
-import html
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
 from pipelines.errors import DataError
 from pipelines.files import write_atomically
 from training.cli import run_program
-from training.figures import accuracy_by_set, in_page_colour, on_white, training_curves
+from training.config import ConfigError
 from training.records import read_record
-from training.tables import (
-    Rows,
-    accuracy_note,
-    accuracy_rows,
-    cost_rows,
-    markdown_table,
-    provenance_rows,
-    results,
-)
+from training.reporting.answers import Record, check_same_images
+from training.reporting.canvas import on_white
+from training.reporting.figures import accuracy_by_set
+from training.reporting.page import page
+from training.reporting.pdf import find_browser, print_page
+from training.reporting.sections import sections, summary
+from training.reporting.source import Source
+from training.reporting.tables import results
+from training.reporting.twin import markdown
 
 _BLOCK = re.compile(r"(<!-- (results|paired|ratios|networks|bands): (.+?) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
@@ -43,6 +43,10 @@ class Report:
     """Which sweep of a run directory."""
     out: Path | None = None
     """The page; report.html beside or in the sources by default. Its Markdown twin ends in .md."""
+    samples: int = 8
+    """Images to show with what each model took them for, for run directories whose data is at hand; 0 for none."""
+    pdf: bool = False
+    """Print the page as PDF too, beside it; wants Chromium or Chrome."""
     figure: Path | None = None
     """Instead of a page: write the picture of accuracy by channel set to this SVG file."""
     update: Path | None = None
@@ -50,6 +54,12 @@ class Report:
     <!-- results: RECORD RECORD… --> and <!-- /results -->; records are named relative to the file. Instead of
     results: paired (differences from the first), ratios (to networks trained on one channel set), networks
     (accuracy against depth and cost), bands."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise ConfigError(f"--samples {self.samples} must not be negative")
+        if self.out and self.out.suffix != ".html":
+            raise ConfigError(f"--out {self.out} must end in .html; its twins end in .md and .pdf")
 
 
 def main(job: Report) -> None:
@@ -65,42 +75,42 @@ def main(job: Report) -> None:
         write_atomically(job.figure, on_white(accuracy_by_set(records)))
         print(f"wrote {job.figure}")
         return
+    _write_page(job, _told_apart(records, job.sources))
+
+
+def _write_page(job: Report, records: Sequence[Record]) -> None:
+    browser = find_browser() if job.pdf else None
+    sweeps = [record for record in records if record["kind"] == "sweep"]
+    check_same_images(sweeps)
+    pairs = zip(records, job.sources, strict=True)
+    folders = {record["name"]: source for record, source in pairs if source.is_dir()}
+    others = [record for record in records if record["kind"] != "sweep"]
+    parts = (_TITLE, summary(sweeps), sections(Source(sweeps, folders, job.samples), others))
     out = job.out or _default_out(job.sources)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page(records))
-    write_atomically(out.with_suffix(".md"), markdown(records))
-    print(f"wrote {out} and {out.with_suffix('.md').name}; open it in a browser")
+    write_atomically(out, page(*parts))
+    write_atomically(out.with_suffix(".md"), markdown(*parts))
+    names = [out.with_suffix(".md").name]
+    if browser:
+        print_page(browser, out, out.with_suffix(".pdf"))
+        names.append(out.with_suffix(".pdf").name)
+    print(f"wrote {out} and {' and '.join(names)}; open it in a browser")
 
 
-def page(records: Sequence[dict[str, Any]]) -> str:
-    """The report as one HTML page."""
-    body = [
-        "<h1>Any set of channels</h1>",
-        f"<p>{html.escape(_summary(records))}</p>",
-        "<h2>Accuracy by channel set</h2>",
-        f"<figure>{in_page_colour(accuracy_by_set(records))}</figure>",
-        _html_table(accuracy_rows(records)),
-        f"<p class=note>{html.escape(accuracy_note(records))}</p>",
-        "<h2>Training</h2>",
-        f"<figure>{in_page_colour(training_curves(records))}</figure>",
-        "<h2>Cost at inference</h2>",
-        _html_table(cost_rows(records)),
-        "<h2>Where these numbers come from</h2>",
-        _html_table(provenance_rows(records)),
-    ]
-    return _PAGE.replace("BODY", "\n".join(body))
+_TITLE = "Any set of channels"
 
 
-def markdown(records: Sequence[dict[str, Any]]) -> str:
-    """The report as Markdown, without pictures."""
-    parts = [
-        _summary(records),
-        markdown_table(accuracy_rows(records)),
-        accuracy_note(records),
-        markdown_table(cost_rows(records)),
-        markdown_table(provenance_rows(records)),
-    ]
-    return "\n\n".join(parts) + "\n"
+def _told_apart(records: Sequence[Record], sources: Sequence[Path]) -> list[Record]:
+    """Records by names of their own: those that share one get that of their folder or file as well."""
+
+    def longer(names: list[str], more: Iterable[str]) -> list[str]:
+        shared = Counter(names)
+        return [f"{name} ({m})" if shared[name] > 1 else name for name, m in zip(names, more, strict=True)]
+
+    names = [record["name"] for record in records]
+    names = longer(names, (source.name if source.is_dir() else source.stem for source in sources))
+    names = longer(names, (str(i) for i in range(1, len(names) + 1)))
+    return [{**record, "name": name} for record, name in zip(records, names, strict=True)]
 
 
 def updated(file: Path) -> str:
@@ -122,19 +132,6 @@ def updated(file: Path) -> str:
     return _BLOCK.sub(block, text)
 
 
-def _summary(records: Sequence[dict[str, Any]]) -> str:
-    parts = []
-    for record in records:
-        scores = list(record["scores"].items())
-        name, worst = min(scores, key=lambda item: item[1]["accuracy"])
-        parts.append(
-            f"{record['name']} ({record['recipe']['model']['stem']} {record['recipe']['model']['body']}): "
-            f"{100 * scores[0][1]['accuracy']:.1f} % on {scores[0][0]}, "
-            f"at worst {100 * worst['accuracy']:.1f} % ({name})"
-        )
-    return "; ".join(parts) + "."
-
-
 def _record_file(source: Path, split: str) -> Path:
     return source / f"sweep-{split}.json" if source.is_dir() else source
 
@@ -142,38 +139,6 @@ def _record_file(source: Path, split: str) -> Path:
 def _default_out(sources: Sequence[Path]) -> Path:
     folders = [str((source if source.is_dir() else source.parent).absolute()) for source in sources]
     return Path(os.path.commonpath(folders)) / "report.html"
-
-
-def _html_table(rows: Rows) -> str:
-    def line(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "\n".join(line(row, "td") for row in rows[1:])
-    return f"<div class=wide><table>\n<thead>{line(rows[0], 'th')}</thead>\n<tbody>{body}</tbody></table></div>"
-
-
-_PAGE = """<!doctype html>
-<html lang=en>
-<meta charset=utf-8>
-<meta name=viewport content="width=device-width, initial-scale=1">
-<title>Anychannel: accuracy by channel set</title>
-<style>
-:root { color-scheme: light dark; --line: #8884; --quiet: #8888; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; }
-figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td:first-child { white-space: nowrap; } th { border-bottom: 2px solid var(--quiet); }
-.note { font-size: .85rem; }
-@media print { body { margin: 0; max-width: none; } .wide { overflow: visible; } }
-</style>
-<body>
-BODY
-</body>
-</html>
-"""
 
 
 def parse(args: list[str] | None = None) -> Report:

@@ -16,7 +16,8 @@ from training.benchmarks import stem as stem_benchmark
 from training.benchmarks.harness import measure, shares, summary
 from training.benchmarks.loader import PLAIN
 from training.records import read_record
-from training.tables import cost_rows, loader_rows, network_rows, results, stem_rows
+from training.reporting.benchmarks import loader_rows, network_rows, stem_rows
+from training.reporting.tables import cost_rows, results
 
 QUICK = ("--size", "32", "--batch-size", "8", "--rounds", "2", "--seconds", "0.01", "--threads", "1")
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from pipelines.errors import DataError
-from training.comparison import (
+from training.metrics import to_hex
+from training.reporting.comparison import (
     EXPERTS,
     answers,
     band_rows,
@@ -15,8 +16,7 @@ from training.comparison import (
     ratio_interval,
     ratio_rows,
 )
-from training.metrics import to_hex
-from training.tables import accuracy_rows, results
+from training.reporting.tables import accuracy_rows, results
 
 N = 200
 

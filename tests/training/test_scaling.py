@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from training.records import read_record
+from training.reporting.benchmarks import scaling_rows
 from training.scaling import (
     IMAGES,
     Cluster,
@@ -24,7 +25,6 @@ from training.scaling import (
     step_seconds,
     zero_bytes,
 )
-from training.tables import scaling_rows
 
 RECORDS = Path(__file__).parent.parent.parent / "docs/records"
 NODE = Cluster("test", gpus=8, flops=1e14, inside=2e11, network=1e11, launch=5e-6, hop=1e-5, cores=100)

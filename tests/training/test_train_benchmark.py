@@ -28,9 +28,10 @@ from training.benchmarks.train import (
 )
 from training.benchmarks.zero import BUCKET, ZeroBenchmark, zero_rank
 from training.records import read_record
+from training.reporting.benchmarks import train_rows, zero_rows
+from training.reporting.tables import results
 from training.runtime import Runtime
 from training.scaling import ZERO_PARTS, zero_bytes
-from training.tables import results, train_rows, zero_rows
 
 TINY = TrainBenchmark(body="resnet10", size=32, batch_size=6, precision="fp32", ranks=1)
 QUICK = ("--body", "resnet10", "--size", "32", "--batch-size", "2", "--rounds", "1", "--seconds", "0.01")

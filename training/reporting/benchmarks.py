@@ -1,133 +1,12 @@
-"""Tables made from records: rows of text, the first of them the head."""
+"""Tables of benchmarks' records: rows of text, the first of them the head."""
 
-from collections.abc import Sequence
 from functools import partial
 from statistics import median
 from typing import Any
 
-from pipelines.errors import DataError
-from training import comparison
+from training.reporting.answers import Records
+from training.reporting.blocks import Rows
 from training.scaling import ZERO_PARTS, zero_bytes
-
-Rows = list[list[str]]
-Records = Sequence[dict[str, Any]]
-
-
-def results(records: Records, kind: str = "results") -> str:
-    """A table of some records, with its note, as Markdown.
-
-    Args:
-        records: of one kind.
-        kind: "results", their main table, or a comparison of sweeps: "paired", "ratios", "networks" or "bands".
-
-    Raises:
-        DataError: the records are of different kinds, or cannot be compared.
-    """
-    if kind in _COMPARISONS:
-        rows, note = _COMPARISONS[kind]
-        return f"{markdown_table(rows(records))}\n\n{note(records)}"
-    kinds = {record["kind"] for record in records}
-    if len(kinds) > 1:
-        raise DataError(
-            f"records of {' and '.join(sorted(kinds))} cannot stand in one table; make a table of each"
-        )
-    rows, note = _TABLES[kinds.pop()]
-    return f"{markdown_table(rows(records))}\n\n{note(records)}"
-
-
-def accuracy_rows(records: Records) -> Rows:
-    """Per model: accuracy with interval on each channel set, the worst over that on all, and training time.
-
-    Dedicated experts, ordinary networks on a channel set each, share a row.
-    """
-    comparison.check_same_images(records)
-    sets = comparison.all_sets(records)
-    rows = [["top-1 %", *sets, "worst ÷ all", "training"]]
-    for name, group in _by_model(records):
-        scores = {s: score for record in group for s, score in record["scores"].items()}
-        minutes = sum(record["seconds"]["train"] for record in group) / 60
-        cells = [_accuracy(scores[s]) if s in scores else "–" for s in sets]
-        rows.append([name, *cells, _worst(scores, sets), f"{minutes:.1f} min"])
-    return rows
-
-
-def _by_model(records: Records) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Records by model: all experts are one, where others stand beside them."""
-    experts = [record for record in records if comparison.is_expert(record)]
-    others = [(record["name"], [record]) for record in records if not comparison.is_expert(record)]
-    if experts and others:
-        return [*others, (comparison.EXPERTS, experts)]
-    return [(record["name"], [record]) for record in records]
-
-
-def _accuracy(score: dict[str, Any]) -> str:
-    return f"{100 * score['accuracy']:.1f} ({100 * score['low']:.1f}–{100 * score['high']:.1f})"
-
-
-def _worst(scores: dict[str, Any], sets: list[str]) -> str:
-    """The worst set's accuracy over that on all channels, for a model that takes both."""
-    if len(scores) < len(sets) or not scores[sets[0]]["accuracy"]:
-        return "–"
-    return f"{min(s['accuracy'] for s in scores.values()) / scores[sets[0]]['accuracy']:.2f}"
-
-
-def cost_rows(records: Records) -> Rows:
-    """Per model and channel set: parameters, multiply-adds, activations, and the cost of making the kernel."""
-    rows = [
-        [
-            "model",
-            "channels",
-            "parameters deployed",
-            "multiply-adds per image",
-            "activations per image",
-            "per kernel made",
-            "parameters stored",
-        ]
-    ]
-    for record in records:
-        for name, cost in record["cost"]["sets"].items():
-            cells = [
-                f"{cost['parameters']:,}",
-                f"{cost['macs'] / 1e6:.1f} M",
-                f"{cost['activations'] / 1e6:.2f} M" if "activations" in cost else "–",  # old records lack them
-                f"{cost['kernel_macs'] / 1e6:.2f} M",
-            ]
-            rows.append([record["name"], name, *cells, f"{record['cost']['stored_parameters']:,}"])
-    return rows
-
-
-def provenance_rows(records: Records) -> Rows:
-    """Per model: what it was trained and evaluated with."""
-    head = ["model", "images", "data", "seed", "epochs", "training", "sweep", "hardware", "trained at", "command"]
-    rows = [head]
-    for record in records:
-        rows.append(
-            [
-                record["name"],
-                f"{record['images']} {record['split']}, {record['quarantined']} quarantined",
-                ", ".join(f"{split} {value}" for split, value in record["fingerprint"].items()),
-                str(record["seed"]),
-                str(record["recipe"]["schedule"]["epochs"]),
-                f"{record['seconds']['train']:.0f} s, {record['precision']['train']}",
-                f"{record['seconds']['sweep']:.1f} s",
-                record["trained"]["hardware"],
-                record["trained"]["commit"][:12],
-                record["provenance"]["command"],
-            ]
-        )
-    return rows
-
-
-def accuracy_note(records: Records) -> str:
-    """What a reader must know to read the table of accuracies."""
-    counts = sorted({record["images"] for record in records})
-    hardware = sorted({record["trained"]["hardware"] for record in records})
-    commits = sorted({record["trained"]["commit"][:12] for record in records})
-    return (
-        f"One set of weights per row; n = {', '.join(map(str, counts))} {records[0]['split']} images per cell, "
-        "with the 95 % Wilson interval in brackets; “worst ÷ all” is the worst channel set's accuracy over that "
-        f"on all channels. Trained on {'; '.join(hardware)}, at commit {', '.join(commits)}."
-    )
 
 
 def loader_rows(records: Records) -> Rows:
@@ -363,28 +242,3 @@ def receptive_field_note(records: Records) -> str:
 
 def _measured_networks(records: Records) -> Records:
     return [network for record in records for network in record["networks"]]
-
-
-def markdown_table(rows: Rows) -> str:
-    """A table as Markdown."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = ["| " + " | ".join(row) + " |" for row in escaped]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
-
-
-_COMPARISONS = {
-    "paired": (comparison.paired_rows, comparison.paired_note),
-    "ratios": (comparison.ratio_rows, comparison.ratio_note),
-    "bands": (comparison.band_rows, comparison.band_note),
-    "networks": (comparison.network_rows, comparison.network_note),
-}
-_TABLES = {
-    "sweep": (accuracy_rows, accuracy_note),
-    "benchmark loader": (loader_rows, loader_note),
-    "benchmark stem": (stem_rows, stem_note),
-    "benchmark networks": (network_rows, network_note),
-    "benchmark train": (train_rows, train_note),
-    "benchmark zero": (zero_rows, zero_note),
-    "scaling": (scaling_rows, scaling_note),
-    "receptive field": (receptive_field_rows, receptive_field_note),
-}

@@ -4,32 +4,27 @@ All from the records' `right`, which says for each channel set on which images a
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 
-from pipelines.errors import DataError
-from training.metrics import Z, from_hex, mcnemar
+from training.metrics import Z, mcnemar
+from training.reporting.answers import (
+    EXPERTS,
+    Answers,
+    Record,
+    Records,
+    all_sets,
+    answers,
+    check_same_images,
+    is_expert,
+)
+from training.reporting.blocks import Rows
 
-Record = dict[str, Any]
-Answers = dict[str, np.ndarray]  # by channel set: bool, (images,), whether each was right
-EXPERTS = "dedicated experts"
 RESAMPLES = 2000
 
 
-def answers(record: Record) -> Answers:
-    """Which images a model got right, by channel set.
-
-    Raises:
-        DataError: the record is from before this was kept.
-    """
-    if "right" not in record:
-        raise DataError(f"the record of {record['name']} lacks `right`; make it again with training.evaluate")
-    return {name: from_hex(text, record["images"]) for name, text in record["right"].items()}
-
-
-def paired_rows(records: Sequence[Record]) -> list[list[str]]:
+def paired_rows(records: Records) -> Rows:
     """Per model: its accuracy less that of the first, on each channel set, and on average over these.
 
     Raises:
@@ -47,7 +42,7 @@ def paired_rows(records: Sequence[Record]) -> list[list[str]]:
     return rows
 
 
-def paired_note(records: Sequence[Record]) -> str:
+def paired_note(records: Records) -> str:
     """What a reader must know to read the table of differences."""
     return (
         f"Top-1 on the same {_images(records)}, in percentage points; in brackets the "
@@ -57,7 +52,7 @@ def paired_note(records: Sequence[Record]) -> str:
     )
 
 
-def ratio_rows(records: Sequence[Record]) -> list[list[str]]:
+def ratio_rows(records: Records) -> Rows:
     """Per model that takes several sets: accuracy on each over that of the first network trained on it alone."""
     check_same_images(records)
     experts = {r["trained_on"][0]: answers(r) for r in reversed(records) if len(r["trained_on"]) == 1}
@@ -70,7 +65,7 @@ def ratio_rows(records: Sequence[Record]) -> list[list[str]]:
     return rows
 
 
-def ratio_note(records: Sequence[Record]) -> str:
+def ratio_note(records: Records) -> str:
     """What a reader must know to read the table of ratios."""
     return (
         "An expert is a network trained on that channel set alone. "
@@ -78,7 +73,7 @@ def ratio_note(records: Sequence[Record]) -> str:
     )
 
 
-def network_rows(records: Sequence[Record]) -> list[list[str]]:
+def network_rows(records: Records) -> Rows:
     """Per network: accuracy on all channels, its ratio to the first's, depth, and what it costs."""
     check_same_images(records)
     first = next(iter(answers(records[0]).values()))
@@ -101,7 +96,7 @@ def network_rows(records: Sequence[Record]) -> list[list[str]]:
     return rows
 
 
-def network_note(records: Sequence[Record]) -> str:
+def network_note(records: Records) -> str:
     """What a reader must know to read the table of networks."""
     return (
         f"On {next(iter(records[0]['scores']))}, n = {_images(records)}, with 95 % Wilson intervals; ratios with "
@@ -112,7 +107,7 @@ def network_note(records: Sequence[Record]) -> str:
     )
 
 
-def band_rows(records: Sequence[Record]) -> list[list[str]]:
+def band_rows(records: Records) -> Rows:
     """Per model: mean accuracy over the sets it was trained on, other sets of these bands, and sets of others.
 
     Records of one model stand one after the other, and share a row.
@@ -132,7 +127,7 @@ def band_rows(records: Sequence[Record]) -> list[list[str]]:
     return [head, *([name, *row] for name, row in rows.items())]
 
 
-def band_note(records: Sequence[Record]) -> str:
+def band_note(records: Records) -> str:
     """What a reader must know to read the table of bands."""
     return f"Means over channel sets, on {_images(records)}, with 95 % intervals from the spread over images."
 
@@ -144,36 +139,6 @@ def with_experts(records: Iterable[Record]) -> dict[str, Answers]:
         name = EXPERTS if is_expert(record) else record["name"]
         found.setdefault(name, {}).update(answers(record))
     return found
-
-
-def is_expert(record: Record) -> bool:
-    """Whether a record is of an ordinary network on one channel set."""
-    return record["recipe"]["model"]["stem"] == "plain"
-
-
-def all_sets(records: Sequence[Record]) -> list[str]:
-    """Every channel set that some record has, in the order of the record with most."""
-    longest_first = sorted(records, key=lambda record: -len(record["scores"]))
-    return list(dict.fromkeys(name for record in longest_first for name in record["scores"]))
-
-
-def check_same_images(records: Sequence[Record]) -> None:
-    """Refuse to compare what was not scored on the same images.
-
-    Raises:
-        DataError: the records are of different images.
-    """
-    for record in records[1:]:
-        if test_set(record) != test_set(records[0]):
-            raise DataError(
-                f"{record['name']} and {records[0]['name']} were not scored on the same images; "
-                "they cannot stand in one table"
-            )
-
-
-def test_set(record: Record) -> tuple[str, str]:
-    """What identifies the images that a record is about."""
-    return record["split"], record["fingerprint"][record["split"]]
 
 
 def half_interval(values: np.ndarray) -> float:
@@ -191,7 +156,7 @@ def ratio_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _images(records: Sequence[Record]) -> str:
+def _images(records: Records) -> str:
     return f"{records[0]['images']} {records[0]['split']} images"
 
 

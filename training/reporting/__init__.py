@@ -1,0 +1,1 @@
+"""What records become: tables, figures, and a page that shows them."""
