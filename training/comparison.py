@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.errors import DataError
-from training.metrics import Z, from_hex, mcnemar
+from training.metrics import Z, decode_classes, from_hex, mcnemar
 
 Record = dict[str, Any]
 Answers = dict[str, np.ndarray]  # by channel set: bool, (images,), whether each was right
@@ -135,6 +135,31 @@ def band_rows(records: Sequence[Record]) -> list[list[str]]:
 def band_note(records: Sequence[Record]) -> str:
     """What a reader must know to read the table of bands."""
     return f"Means over channel sets, on {_images(records)}, with 95 % intervals from the spread over images."
+
+
+def agreement_rows(record: Record) -> list[list[str]]:
+    """Per pair of channel sets: on how many images in a hundred a model's best guess is the same."""
+    guesses = predictions(record)
+    rows = [["same guess, %", *guesses]]
+    for name, mine in guesses.items():
+        rows.append([name, *(f"{100 * (mine == theirs).mean():.1f}" for theirs in guesses.values())])
+    return rows
+
+
+def agreement_note(record: Record) -> str:
+    """What a reader must know to read the table of agreement."""
+    return f"Part of {_images([record])} on which the best guess of {record['name']} is the same, right or wrong."
+
+
+def predictions(record: Record) -> dict[str, np.ndarray]:
+    """A model's best guess for each image, int64, (images,), by channel set.
+
+    Raises:
+        DataError: the record is from before this was kept.
+    """
+    if "predicted" not in record:
+        raise DataError(f"the record of {record['name']} lacks `predicted`; make it again with training.evaluate")
+    return {name: decode_classes(text).numpy() for name, text in record["predicted"].items()}
 
 
 def with_experts(records: Iterable[Record]) -> dict[str, Answers]:
