@@ -57,7 +57,7 @@ class Failures:
 
     def _note(self, error: Exception, run_dirs: Sequence[Path]) -> None:
         """Take down that runs failed, and say why where this rank knows."""
-        expected = isinstance(error, ConfigError | DataError | OSError | FailedElsewhere)
+        expected = isinstance(error, ConfigError | DataError | OSError | FailedElsewhere | FailedRunsError)
         text = str(error) if expected else f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if len(self.run_dirs) == 1 and expected:
             raise error
