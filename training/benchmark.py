@@ -2,6 +2,7 @@
 `python -m training.benchmark stem [--sets RGB R] [--stems any-channel attention] [--record FILE]`,
 `python -m training.benchmark networks RUN_DIR… [--record FILE]`,
 `python -m training.benchmark train [--body resnet34] [--ranks 2] [--record FILE]`,
+`python -m training.benchmark sweep --data DIR [--body resnet18] [--record FILE]`,
 `python -m training.benchmark zero [--body resnet34] [--ranks 2] [--record FILE]` (bytes, not speed).
 
 Nothing here gates a test, since a ratio depends on the machine. What README and docs claim comes from records
@@ -15,15 +16,17 @@ import tyro
 from training.benchmarks.loader import LoaderBenchmark
 from training.benchmarks.networks import NetworkBenchmark
 from training.benchmarks.stem import StemBenchmark
+from training.benchmarks.sweep import SweepBenchmark
 from training.benchmarks.train import TrainBenchmark
 from training.benchmarks.zero import ZeroBenchmark
 from training.cli import run_program
 
-Job = LoaderBenchmark | StemBenchmark | NetworkBenchmark | TrainBenchmark | ZeroBenchmark
+Job = LoaderBenchmark | StemBenchmark | NetworkBenchmark | SweepBenchmark | TrainBenchmark | ZeroBenchmark
 SUBJECTS = {
     "loader": LoaderBenchmark,
     "stem": StemBenchmark,
     "networks": NetworkBenchmark,
+    "sweep": SweepBenchmark,
     "train": TrainBenchmark,
     "zero": ZeroBenchmark,
 }

@@ -12,7 +12,8 @@ from modeling.stems import Stem
 from pipelines.samples import Samples
 from training.build import first_images
 from training.config import Recipe
-from training.drawings import answers, channel_grid, confusion, confusion_picture, kernels
+from training.drawings import answers, channel_grid, confusion_picture, kernels
+from training.metrics import confusion
 from training.monitor import Monitor
 from training.recipe_file import settings_that_matter, to_yaml
 

@@ -7,6 +7,7 @@ import torch
 
 from pipelines import cli
 from training.config import ConfigError
+from training.failures import FailedRunsError
 from training.loop import NonFiniteLossError
 from training.runtime import FailedElsewhere, LostRankError
 
@@ -21,7 +22,7 @@ def run_program(main: Callable[[], None]) -> None:
             main()
         except ConfigError as error:
             cli.leave(f"error: {error}", cli.EXIT_BAD_INPUT)
-        except NonFiniteLossError as error:
+        except (NonFiniteLossError, FailedRunsError) as error:
             cli.leave(f"error: {error}", cli.EXIT_FAILED)
         except LostRankError as error:
             cli.leave(f"error: {error}; go on from the last checkpoint with --resume", cli.EXIT_FAILED)

@@ -126,16 +126,11 @@ def _filters(shown: Tensor, chosen: ChannelSet, vocabulary: Vocabulary) -> Image
     return _to_image(torch.cat(grids, dim=1))
 
 
-def confusion(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """How many images of each class (row) were taken for each class (column), classes×classes, int64."""
-    return torch.bincount(labels * classes + predicted, minlength=classes**2).view(classes, classes)
-
-
 def confusion_picture(counts: Tensor, title: str) -> np.ndarray:
     """A confusion matrix as shares of each true class, coloured by their square roots, so that rare ones show.
 
     Args:
-        counts: classes×classes, see `confusion`.
+        counts: classes×classes, see `metrics.confusion`.
         title: what is written above.
 
     Returns:

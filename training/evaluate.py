@@ -1,212 +1,136 @@
 """Score trained models on every channel set: `python -m training.evaluate RUN_DIR… [--split test]`
 
-Decodes each image once and writes `RUN_DIR/sweep-SPLIT.json`, a record that `training.report` reads. Runs on one
-process or many, independently of how the model was trained.
+Decodes each image once for all models that see it alike, and writes `RUN_DIR/sweep-SPLIT.json`, a record that
+`training.report` reads, with its tables in `.csv` and `.md` beside it. Runs on one process or many, independently
+of how the models were trained. A model that fails is told in a line and leaves the others alone; an evaluation
+that was killed goes on by the same command.
 """
 
-import hashlib
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
 
-import numpy as np
-import torch
 import tyro
-from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 
-from modeling.channels import ChannelSet, Vocabulary
-from modeling.cost import channel_costs, count_parameters
-from modeling.depth import audit
-from modeling.network import ChannelNet
-from pipelines.batch import Loader
-from pipelines.errors import DataError
+from pipelines.batch import Batch, Loader
 from pipelines.progress import track
+from pipelines.samples import Samples
 from training.build import load_samples, make_loader
+from training.candidates import Candidate, partial_of, pass_of, prepare, recipe_of
 from training.cli import run_program
-from training.config import ConfigError, Recipe
-from training.metrics import Score, to_hex
-from training.monitor import read_metrics
-from training.recalibrate import recalibrate
-from training.recipe_file import to_dict
-from training.records import provenance, write_record
+from training.evaluation import Evaluation
+from training.failures import Failures
+from training.outcome import make_record, show, write_outcome
+from training.partial import Partial
 from training.runtime import Runtime
-from training.subsets import trained_sets
-from training.sweep import sweep
-from training.variants import Missing, Unknown, load_with, networks_for, say_what_has_no_norm
-
-_LONGEST_NAME = 60  # characters of channel sets in the name of a record
-
-
-@dataclass(kw_only=True)
-class Evaluation:
-    """Score trained models on every channel set."""
-
-    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories of training.train."""
-    split: Literal["test", "val", "train"] = "test"
-    """Which list."""
-    data: Path | None = None
-    """Folder of the lists, where it has moved since the training."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """fp32 gives the same counts on any number of ranks; bf16 is faster, and near-ties may fall otherwise."""
-    channel_sets: tuple[str, ...] = ()
-    """Which channel sets, e.g. RG B or 450+530 475; by default all that the model takes. They become part of the
-    record's name."""
-    unknown: Unknown = "describe"
-    """Bands that the model was not trained on: let it make their kernels from their wavelengths, or take each for
-    the nearest band that it knows."""
-    missing: Missing = "as-trained"
-    """What an ordinary network that was trained on all channels gets in place of missing ones, whatever its recipe
-    says: black, their mean, their mean with the rest scaled up, or copies of those that are there."""
-    recalibrate: int = 0
-    """Take the norms' statistics anew for each channel set, over this many training images; writes
-    sweep-SPLIT-recalibrated.json."""
-    processes: int | None = None
-    """Refuse to start unless there are this many ranks."""
-
-    def __post_init__(self) -> None:
-        if self.unknown == "nearest" and not self.channel_sets:
-            raise ConfigError(
-                "--unknown nearest is for bands that --channel-sets names; add some, or leave it out"
-            )
-        if self.recalibrate < 0:
-            raise ConfigError(f"--recalibrate {self.recalibrate} must not be negative")
-
-    @property
-    def record(self) -> str:
-        """Name of the record in the run directory; another question has another name."""
-        return "-".join(["sweep", self.split, *self._chosen, *self.modifiers]) + ".json"
-
-    @property
-    def _chosen(self) -> list[str]:
-        """The chosen sets, or where they are many their number and what tells them from others."""
-        if len(" ".join(self.channel_sets)) <= _LONGEST_NAME:
-            return [*self.channel_sets]
-        digest = hashlib.sha256(" ".join(self.channel_sets).encode()).hexdigest()[:8]
-        return [str(len(self.channel_sets)), "sets", digest]
-
-    @property
-    def modifiers(self) -> list[str]:
-        """What was done to the model before."""
-        changes = {
-            self.missing: self.missing != "as-trained",
-            "nearest": self.unknown == "nearest",
-            "recalibrated": bool(self.recalibrate),
-        }
-        return [name for name, made in changes.items() if made]
+from training.sweep import collect
 
 
 def main(job: Evaluation) -> None:
-    """Evaluate one run after the other."""
+    """Evaluate all runs, in as many passes over the data as they need."""
     runtime = Runtime(job.precision, processes=job.processes)
-    for run_dir in job.run_dirs:
-        record = evaluate(run_dir, job, runtime)
-        if runtime.is_main:
-            file = run_dir / job.record
-            write_record(file, record)
-            _show(record)
-            print(f"wrote {file}; next: python -m training.report {' '.join(map(str, job.run_dirs))}")
+    run_dirs = tuple(dict.fromkeys(job.run_dirs))
+    failures = Failures(runtime, run_dirs)
+    for group in _passes(run_dirs, job, failures):
+        failures.attempt(partial(evaluate, group, job, runtime, failures), *group)
+    done = failures.left(run_dirs)
+    if runtime.is_main and done:
+        print(f"next: python -m training.report {' '.join(map(str, done))}")
     runtime.close()
+    failures.conclude()
 
 
-def evaluate(run_dir: Path, job: Evaluation, runtime: Runtime) -> dict[str, Any]:
-    """The record of one run: scores, costs, training history, provenance."""
-    recipe, model, metadata = load_with(run_dir, job.missing)
-    if job.data:
-        recipe = replace(recipe, data=replace(recipe.data, path=job.data, root=None))
-    samples = load_samples(recipe.data, job.split, runtime)
-    classes = int(metadata["classes"])
-    if samples.classes != classes:
-        raise DataError(
-            f"{run_dir} was trained on {classes} classes, but {recipe.data.path} has {samples.classes}; "
-            "name the right folder with --data"
+def _passes(run_dirs: Sequence[Path], job: Evaluation, failures: Failures) -> list[list[Path]]:
+    """Runs by the pass over the data that they can share."""
+    groups: dict[tuple, list[Path]] = {}
+    for run_dir in run_dirs:
+        recipe = failures.attempt(partial(recipe_of, run_dir, job), run_dir)
+        if recipe:
+            groups.setdefault(pass_of(recipe), []).append(run_dir)
+    return list(groups.values())
+
+
+def evaluate(run_dirs: Sequence[Path], job: Evaluation, runtime: Runtime, failures: Failures) -> None:
+    """Score runs in one pass over the data, and write a record of each.
+
+    Raises:
+        DataError: the data is bad, or an image cannot be read; what was answered before is kept.
+    """
+    samples = load_samples(recipe_of(run_dirs[0], job).data, job.split, runtime)
+    prepared = [failures.attempt(partial(prepare, r, job, samples, runtime), r) for r in run_dirs]
+    candidates = [candidate for candidate in prepared if candidate]
+    if not candidates:
+        return
+    loader, _ = make_loader(
+        candidates[0].recipe.data, samples, runtime, training=False, channels=candidates[0].channels
+    )
+    places = runtime.first(lambda: [partial_of(c, job, samples, loader, runtime.precision) for c in candidates])
+    _score(dict(zip(candidates, places, strict=True)), loader, job.part, runtime, failures)
+    for candidate, place in zip(candidates, places, strict=True):
+        if failures.left([candidate.run_dir]):
+            finish = partial(_finish, candidate, place, job, samples, runtime)
+            failures.attempt(finish, candidate.run_dir)
+
+
+def _score(
+    candidates: Mapping[Candidate, Partial], loader: Loader, part: int, runtime: Runtime, failures: Failures
+) -> None:
+    """Show the images to the candidates, but for those that they have answered before."""
+    done = dict(zip(candidates, runtime.first(lambda: [p.done for p in candidates.values()]), strict=True))
+    names = ", ".join(candidate.run_dir.name for candidate in candidates)
+    if runtime.is_main and min(done.values()):
+        print(f"{names}: going on at image {min(done.values())} of {len(loader.samples)}")
+    loader.load_state_dict(loader.state_dict() | {"position": min(done.values())})
+    batches = runtime.batches(track(loader, len(loader), f"evaluating {names}", quiet=not runtime.is_main))
+    for images, some in _parts(loader, batches, part):
+        asked = [c for c in candidates if failures.left([c.run_dir]) and done[c] < images.stop]
+        if not asked:
+            return
+        start = time.perf_counter()
+        told = collect([c.networks for c in asked], asked[0].channels, some, images, runtime)
+        seconds = time.perf_counter() - start
+        for candidate, answers in zip(asked, told, strict=True):
+            keep = partial(_keep, candidates[candidate], images, answers, seconds, runtime)
+            failures.attempt(keep, candidate.run_dir)
+
+
+def _parts(loader: Loader, batches: Iterator[Batch], images: int) -> Iterator[tuple[range, Iterator[Batch]]]:
+    """About so many images at a time: which of the list's, and this rank's share of them."""
+    whole = loader.batch_size * loader.world
+    count = max(1, images // whole)
+    for first in range(loader.position, len(loader.samples), count * whole):
+        yield range(first, min(first + count * whole, len(loader.samples))), islice(batches, count)
+
+
+def _keep(place: Partial, images: range, answers: Tensor | Exception, seconds: float, runtime: Runtime) -> None:
+    """Put answers where a later evaluation finds them, if they are good for anything."""
+    if isinstance(answers, Exception):
+        raise answers
+    if not runtime.is_main:
+        return
+    lost = int((~answers.isfinite().all(1)).any(0).sum())
+    if lost:
+        raise FloatingPointError(
+            f"its outputs are no numbers on {lost} of images {images.start} to {images.stop - 1}; its weights are "
+            "damaged, or the precision is too narrow (--precision fp32)"
         )
-    model.to(runtime.device)
-    networks, stand_ins = networks_for(model, job.channel_sets, job.unknown)
-    channels = tuple(dict.fromkeys([*recipe.model.channels, *(name for chosen in networks for name in chosen)]))
-    loader, _ = make_loader(recipe.data, samples, runtime, training=False, channels=channels)
-    batches = track(loader, len(loader), f"evaluating {run_dir.name}", quiet=not runtime.is_main)
-    if runtime.is_main:
-        say_what_has_no_norm(model, recipe, networks)
-    if job.recalibrate:
-        recalibrate(networks, channels, _calibration(recipe, job.recalibrate, channels, runtime), runtime)
-    start = time.perf_counter()
-    result = sweep(networks, channels, batches, len(samples), runtime)
-    seconds = time.perf_counter() - start
-    if any(score.n != len(samples) for score in result.scores.values()):
-        raise RuntimeError(f"counted {[score.n for score in result.scores.values()]} of {len(samples)} images")
-    return {
-        "kind": "sweep",
-        "name": ", ".join([recipe.name, *job.modifiers]),
-        "recalibrated_on": job.recalibrate,
-        "stand_ins": stand_ins,
-        "split": job.split,
-        "images": len(samples),
-        "quarantined": len(samples.quarantined),
-        "fingerprint": {"train": metadata["train_fingerprint"], job.split: samples.fingerprint},
-        "scores": {name: _score_row(score) for name, score in result.scores.items()},
-        "right": {name: to_hex(row) for name, row in result.right.items()},
-        "trained_on": [str(chosen) for chosen in trained_sets(recipe)],
-        "cost": _cost(model, recipe, [] if stand_ins else list(networks)),
-        "seconds": {"train": float(metadata["seconds"]), "sweep": seconds},
-        "processes": {"train": int(metadata["processes"]), "sweep": runtime.world},
-        "precision": {"train": metadata["precision"], "sweep": runtime.precision},
-        "trained": {"commit": metadata["commit"], "hardware": metadata["hardware"]},
-        "seed": recipe.seed,
-        "recipe": _portable_recipe(recipe),
-        "history": read_metrics(run_dir),
-        "provenance": provenance("training.evaluate", runtime.world),
-    }
+    place.save(images.start, answers, seconds)
 
 
-def _calibration(recipe: Recipe, images: int, channels: Vocabulary, runtime: Runtime) -> Loader:
-    """Random training images, looked at as in evaluation."""
-    samples = load_samples(recipe.data, "train", runtime)
-    chosen = np.random.default_rng(recipe.seed).permutation(len(samples))[:images]
-    return make_loader(recipe.data, samples.take(chosen), runtime, training=False, channels=channels)[0]
-
-
-def _score_row(score: Score) -> dict[str, Any]:
-    low, high = score.interval
-    return {**asdict(score), "accuracy": score.accuracy, "low": low, "high": high}
-
-
-def _cost(model: ChannelNet, recipe: Recipe, sets: list[ChannelSet]) -> dict[str, Any]:
-    """Costs at inference by channel set, what is stored, and how deep the network is on the first set."""
-    model, size = model.cpu(), recipe.data.size
-    by_set = {str(chosen): asdict(cost) for chosen, cost in channel_costs(model, sets, size).items()}
-    return {"stored_parameters": count_parameters(model), "sets": by_set, "depth": _depth(model, sets[:1], size)}
-
-
-def _depth(model: ChannelNet, sets: list[ChannelSet], size: int) -> dict[str, int]:
-    """D0 to D3 of the network as it is deployed for a channel set, see `modeling.depth`; none without a set."""
-    for chosen in sets:
-        found = audit(model.materialize(chosen), torch.zeros(1, len(chosen), size, size))
-        return {name: getattr(found, name) for name in ("d0", "d1", "d2", "d3")}
-    return {}
-
-
-def _portable_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without paths of one machine: data is known by its fingerprint."""
-    values = to_dict(recipe)
-    if recipe.schedule.teacher:
-        values["schedule"]["teacher"] = recipe.schedule.teacher.name
-    values["data"] |= {"path": Path(values["data"]["path"]).name, "root": None}
-    return values
-
-
-def _show(record: dict[str, Any]) -> None:
-    table = Table(title=f"{record['name']} on {record['split']} ({record['images']} images)")
-    for column in ("channels", "top-1 %", "95 % interval", "top-5 %", "nll"):
-        table.add_column(column, justify="left" if column == "channels" else "right")
-    for name, row in record["scores"].items():
-        interval = f"{100 * row['low']:.1f} – {100 * row['high']:.1f}"
-        top5 = f"{100 * row['top5'] / row['n']:.1f}"
-        table.add_row(name, f"{100 * row['accuracy']:.1f}", interval, top5, f"{row['nll']:.3f}")
-    Console().print(table)
+def _finish(candidate: Candidate, place: Partial, job: Evaluation, samples: Samples, runtime: Runtime) -> None:
+    """Write the record of a candidate that has answered for all images."""
+    if not runtime.is_main:
+        return
+    file = candidate.run_dir / job.record
+    record = make_record(candidate, *place.read(), job, samples, runtime)
+    write_outcome(file, record)
+    place.remove()
+    show(record)
+    print(f"wrote {file}")
 
 
 def parse(args: list[str] | None = None) -> Evaluation:

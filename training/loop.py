@@ -29,7 +29,7 @@ from training.preemption import StopFile
 from training.profiler import Profiler
 from training.records import commit
 from training.runtime import Runtime
-from training.subsets import channel_sets, listed_sets
+from training.subsets import channel_sets, listed_sets, scored_sets
 from training.sweep import specialise, sweep
 
 
@@ -71,7 +71,7 @@ class Trainer:
             self.teacher = Teacher(recipe, runtime.unwrap(model), train.samples.classes, runtime)
         self.augment = Augmentation(recipe.augment, train.samples.classes, recipe.seed, runtime.rank)
         self.ema = running_mean(runtime.unwrap(model), recipe.optim.ema)
-        self.evaluated = listed_sets(recipe) or runtime.unwrap(model).stem.sets()
+        self.evaluated = listed_sets(recipe) or scored_sets(runtime.unwrap(model).stem)
         self.steps_per_epoch = -(-len(train.samples) // recipe.data.batch_size)
         self.steps = recipe.schedule.epochs * self.steps_per_epoch
         # Over before the last step, so that what is annealed is in its final form when the training ends.

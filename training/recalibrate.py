@@ -6,6 +6,7 @@ Source: Yu and Huang, "Universally Slimmable Networks", arXiv 1903.05134.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -42,11 +43,18 @@ def recalibrate(
         norm.momentum = None  # a mean over all batches, each weighing the same
         norm.train()
     for batch in runtime.batches(batches):
-        for chosen, network in networks.items():
-            with runtime.autocast():
-                network(chosen.select(batch.images, vocabulary))
+        runtime.together(partial(_look_at, batch, networks, vocabulary, runtime))
     for network in networks.values():
         runtime.average_buffers(network)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
+
+
+def _look_at(
+    batch: Batch, networks: Mapping[ChannelSet, nn.Module], vocabulary: Vocabulary, runtime: Runtime
+) -> None:
+    """One batch, of which the norms in training mode take their statistics."""
+    for chosen, network in networks.items():
+        with runtime.autocast():
+            network(chosen.select(batch.images, vocabulary))

@@ -4,7 +4,11 @@ from collections.abc import Callable
 from random import Random
 
 from modeling.channels import ChannelSet, Vocabulary
+from modeling.rivals import PlainStem
+from modeling.stems import Stem
 from training.config import STRATEGIES, Recipe
+
+MOST_CHANNELS = 6  # whose sets are all scored by default
 
 
 def channel_sets(recipe: Recipe, step: int) -> list[ChannelSet]:
@@ -58,6 +62,22 @@ def trained_sets(recipe: Recipe) -> list[ChannelSet]:
     if recipe.schedule.channel_sets == "full":
         return [ChannelSet.full(vocabulary)]
     return listed_sets(recipe) or ChannelSet.all_of(vocabulary)
+
+
+def scored_sets(stem: Stem) -> list[ChannelSet]:
+    """The channel sets to score a network on: all that it takes, of many channels always the same sample.
+
+    Up to six channels have at most 63 sets. Of more there are 63 too: all channels, each channel alone, and others
+    by hierarchical sampling, seeded by 0.
+    """
+    vocabulary = stem.vocabulary
+    if len(vocabulary) <= MOST_CHANNELS or isinstance(stem, PlainStem):
+        return stem.sets()
+    alone = [ChannelSet((name,)) for name in vocabulary]
+    chosen, rng = dict.fromkeys([ChannelSet.full(vocabulary), *alone]), Random("scored sets 0")
+    while len(chosen) < max(2**MOST_CHANNELS - 1, len(vocabulary) + 1):
+        chosen[ChannelSet.sample(vocabulary, rng)] = None
+    return sorted(chosen, key=lambda s: (-len(s), s.indices(vocabulary)))
 
 
 _STRATEGIES: dict[str, Callable[[Vocabulary, Random, int], list[ChannelSet]]] = {

@@ -12,8 +12,9 @@ from modeling.dynamic_conv import SubsetBatchNorm2d
 from modeling.network import ChannelNet
 from training.build import descriptor, load_model
 from training.config import ConfigError, Recipe
+from training.looks import Look, looks_at
 from training.recipe_file import load_recipe
-from training.subsets import trained_sets
+from training.subsets import scored_sets, trained_sets
 from training.sweep import specialise
 
 Missing = Literal["as-trained", "black", "mean", "rescaled", "repeat"]
@@ -46,27 +47,36 @@ def load_with(run_dir: Path, missing: Missing) -> tuple[Recipe, ChannelNet, dict
 
 
 def networks_for(
-    model: ChannelNet, channel_sets: Sequence[str], unknown: Unknown
-) -> tuple[dict[ChannelSet, nn.Module], dict[str, str]]:
-    """A network for each channel set to score, and what each band that the model does not know is taken for.
+    model: ChannelNet,
+    channel_sets: Sequence[str],
+    unknown: Unknown,
+    *,
+    robustness: bool = False,
+    share: bool = True,
+) -> tuple[dict[Look, nn.Module], dict[str, str]]:
+    """A network for each way to show images, and what each band that the model does not know is taken for.
 
     Args:
         model: the network; bands that it is asked to take by their wavelength become known to it.
-        channel_sets: as users name them; all that the model takes if empty.
+        channel_sets: as users name them; see `scored_sets` if empty.
         unknown: what to do about bands that it does not know.
+        robustness: whether to show images changed as well, see `looks_at`.
+        share: have one body serve all networks.
 
     Raises:
         ConfigError: a channel that images do not give, or that this model cannot take.
     """
     known, stand_ins = model.stem.vocabulary, {}
     try:
-        sets = [ChannelSet(_names(text, known)) for text in channel_sets] or model.stem.sets()
+        sets = [ChannelSet(_names(text, known)) for text in channel_sets] or scored_sets(model.stem)
         for name in dict.fromkeys(name for chosen in sets for name in chosen if name not in known):
             if unknown == "nearest":
                 stand_ins[name] = min(known, key=lambda other: abs(descriptor(other) - descriptor(name)))
             else:
                 model.stem.describe(name, descriptor(name))
-        return specialise(model, sets, stand_ins), stand_ins
+        looks = looks_at(sets, robustness=robustness)
+        networks = specialise(model, dict.fromkeys(look.shown for look in looks), stand_ins, share=share)
+        return {look: networks[look.shown] for look in looks}, stand_ins
     except ValueError as error:
         raise ConfigError(
             f"--channel-sets {' '.join(channel_sets)}: {error}; bands that training never saw need a model "

@@ -15,6 +15,7 @@ from modeling.zoo import build_model
 from training.benchmarks import stem as stem_benchmark
 from training.benchmarks.harness import measure, shares, summary
 from training.benchmarks.loader import PLAIN
+from training.benchmarks.sweep import DECODING, EACH, FORWARD, SWEEP, ratios
 from training.records import read_record
 from training.reporting.benchmarks import loader_rows, network_rows, stem_rows
 from training.reporting.tables import cost_rows, results
@@ -162,6 +163,31 @@ def test_networks_are_compared_with_the_first(finished_run, data_dir, tmp_path, 
     assert "at 32 px, 2 images" in results([record])
     assert program("benchmark", "networks", finished_run, finished_run) == 2
     assert "called the same" in capsys.readouterr().err
+
+
+def test_a_sweep_is_timed_against_evaluations_of_each_set(data_dir, tmp_path, program):
+    file = tmp_path / "sweep.json"
+    size = ("--size", "32", "--batch-size", "4", "--images", "7", "--threads", "1", "--body", "resnet10")
+    quick = ("--rounds", "1", "--seconds", "0.01", "--precision", "fp32")
+    assert program("benchmark", "sweep", "--data", data_dir, *size, *quick, "--record", file) == 0
+    record = read_record(file)
+    assert list(record["rates"]) == [SWEEP, EACH, DECODING, FORWARD]
+    assert record["ratios"] == ratios(record["rates"], 7)
+    table = results([record])
+    assert f"| resnet10, data to 32 px | {record['ratios']['evaluations']['median']:.2f} (" in table
+    assert "7 channel sets, 7 images in batches of 4, fp32" in table
+
+
+def test_ratios_of_a_sweep_are_of_times_within_a_round():
+    """2 ms an image to decode, 1 ms for each of 7 forward passes: 9 against 21; a slow round changes nothing."""
+    rates = {
+        SWEEP: [1000 / 9, 100 / 9],
+        EACH: [1000 / 21, 100 / 21],
+        DECODING: [500, 50],
+        FORWARD: [1000 / 7, 100 / 7],
+    }
+    for name, value in {"evaluations": 9 / 21, "parts": 1, "forward": 0.5}.items():
+        assert list(ratios(rates, 7)[name].values()) == pytest.approx([value] * 3)
 
 
 def test_shares_are_parts_of_the_time_of_the_whole():

@@ -22,7 +22,8 @@ from modeling.stems import inference_affine
 from training.board import Board, kernel_of, some_of
 from training.build import new_model
 from training.config import Model, Recipe, Schedule
-from training.drawings import RIGHT, WRONG, answers, confusion, confusion_picture, kernels
+from training.drawings import RIGHT, WRONG, answers, confusion_picture, kernels
+from training.metrics import confusion
 from training.monitor import LAYOUT, Monitor, read_metrics
 from training.recipe_file import settings_that_matter
 

@@ -1,3 +1,5 @@
+import base64
+import math
 from math import comb
 
 import numpy as np
@@ -6,7 +8,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.metrics import count, from_hex, mcnemar, to_hex, to_score, wilson
+from training.metrics import (
+    class_accuracy,
+    confusion,
+    decode_classes,
+    encode_classes,
+    from_hex,
+    judge,
+    mcnemar,
+    reliability,
+    to_hex,
+    to_score,
+    wilson,
+)
+from training.metrics import right as hits
 
 
 @given(st.data())
@@ -39,14 +54,59 @@ def test_counts_equal_a_plain_loop(seed, classes):
             better = int((row > row[label]).sum())
             top1, top5 = top1 + (better == 0), top5 + (better < 5)
             nll -= float(row[label] - row.logsumexp(0))
-    got, hits = count(logits, labels, valid)
-    assert hits.tolist() == right
-    assert got[:3].tolist() == [n, top1, top5]
-    assert float(got[3]) == pytest.approx(nll, abs=1e-4)
+    answers = judge(logits, labels, valid)
+    got = to_score(answers)
+    assert hits(answers).tolist() == right
+    assert [got.n, got.top1, got.top5] == [n, top1, top5]
+    if n:
+        assert n * got.nll == pytest.approx(nll, abs=1e-4)
+
+
+@given(st.integers(0, 20))
+def test_macro_and_calibration_equal_a_plain_loop(seed):
+    """Bins as the paper has them, (m - 1) / 15 < p ≤ m / 15; classes without images count for nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (60,), generator=generator)
+    logits = torch.randn(60, 6, generator=generator) + 2 * torch.eye(6)[labels]
+    answers = judge(logits, labels, torch.ones(60, dtype=torch.bool))
+    sure, guess = logits.softmax(1).max(1)
+    by_class = [float((guess == c)[labels == c].float().mean()) for c in range(6) if (labels == c).any()]
+    error, bins = 0.0, reliability(answers)
+    for m in range(1, 16):
+        members = [i for i in range(60) if (m - 1) / 15 < float(sure[i]) <= m / 15]
+        right = sum(int(guess[i]) == int(labels[i]) for i in members)
+        confidence = sum(float(sure[i]) for i in members)
+        assert (bins.count[m - 1], bins.right[m - 1]) == (len(members), right)
+        assert bins.confidence[m - 1] == pytest.approx(confidence)
+        error += abs(right - confidence) / 60
+    score = to_score(answers)
+    assert score.macro == pytest.approx(sum(by_class) / len(by_class))
+    assert score.ece == pytest.approx(error, abs=1e-9)
+
+
+def test_an_answer_that_is_no_number_is_seen():
+    logits = torch.tensor([[1.0, 2.0], [math.inf, 0.0], [0.0, -math.inf], [math.nan, 0.0]])
+    answers = judge(logits, torch.zeros(4, dtype=torch.int64), torch.tensor([True, True, True, False]))
+    assert answers.isfinite().all(0).tolist() == [True, False, False, True]  # padding rows count for nothing
+
+
+def test_confusion_has_rows_by_label():
+    labels, predicted = torch.tensor([0, 0, 1, 3]), torch.tensor([0, 1, 1, 0])
+    assert confusion(labels, predicted).tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
+    assert class_accuracy(labels, predicted, 4).nan_to_num(-1).tolist() == [0.5, 1, -1, 0]
+
+
+@given(st.lists(st.integers(0, 65535), max_size=20))
+def test_classes_survive_a_record(classes):
+    assert decode_classes(encode_classes(torch.tensor(classes, dtype=torch.float32))).tolist() == classes
+
+
+def test_classes_are_little_endian():
+    assert base64.b64decode(encode_classes(torch.tensor([1, 256]))) == b"\x01\x00\x00\x01"
 
 
 def test_score_of_nothing_is_not_zero():
-    score = to_score(torch.zeros(4))
+    score = to_score(torch.zeros(6, 4))
     assert score.n == 0
     assert score.accuracy != score.accuracy  # not a number
 

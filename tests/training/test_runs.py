@@ -348,7 +348,8 @@ def test_any_number_of_ranks_counts_the_same(data_dir, finished_run, tmp_path, p
     write_images(data_dir, images, split="test", seed=5)
     assert program("evaluate", finished_run) == 0
     record = finished_run / "sweep-test.json"
-    alone = json.loads(record.read_text())["scores"]
+    whole = json.loads(record.read_text())
+    alone = whole["scores"]
     assert {row["n"] for row in alone.values()} == {images}
     for ranks in (2, 3):
         record.unlink()
@@ -361,6 +362,8 @@ def test_any_number_of_ranks_counts_the_same(data_dir, finished_run, tmp_path, p
                 k: shared["scores"][name][k] for k in ("n", "top1", "top5")
             }
             assert shared["scores"][name]["nll"] == pytest.approx(row["nll"], rel=1e-6)
+        for key in ("scores", "right", "labels", "predicted", "reliability"):  # to the last digit
+            assert shared[key] == whole[key]
 
 
 def add_up_gradients(_: list[str]) -> None:

@@ -67,7 +67,7 @@ class LoaderBenchmark:
     def run(self) -> None:
         """Measure, print, and keep the record where one is wanted."""
         runtime = Runtime("auto")
-        samples = _read(self)
+        samples = read_samples(self.data, self.labels)
         with tempfile.TemporaryDirectory() as scratch:
             contenders = _contenders(self, samples, runtime, Path(scratch))
             chosen = {name: start for name, start in contenders.items() if self.only in name or name == PLAIN}
@@ -78,10 +78,11 @@ class LoaderBenchmark:
             write_record(self.record, _record(self, samples, runtime, rates, rows))
 
 
-def _read(job: LoaderBenchmark) -> Samples:
-    labels = parse_labels(job.labels) if job.labels else None
-    listed = (job.data / "train.txt").is_file()
-    return scan(read_split(job.data, "train", labels=labels) if listed else read_folder(job.data))
+def read_samples(data: Path, labels: str | None = None) -> Samples:
+    """The training images of a folder with lists, or of one without all images that are there."""
+    chosen = parse_labels(labels) if labels else None
+    listed = (data / "train.txt").is_file()
+    return scan(read_split(data, "train", labels=chosen) if listed else read_folder(data))
 
 
 def _contenders(

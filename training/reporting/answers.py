@@ -1,14 +1,12 @@
 """What sweeps' records say of each image, and which of them may stand side by side."""
 
-import base64
-import binascii
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pipelines.errors import DataError
-from training.metrics import from_hex
+from training.metrics import decode_classes, from_hex
 
 Record = dict[str, Any]
 Records = Sequence[Record]
@@ -28,19 +26,19 @@ def answers(record: Record) -> Answers:
 
 
 def labels(record: Record) -> np.ndarray:
-    """The class of each image, (images,), uint16."""
+    """The class of each image, (images,), int64."""
     return _classes(record, record["labels"])
 
 
 def predictions(record: Record) -> dict[str, np.ndarray]:
-    """A model's best guess for each image by channel set, (images,), uint16."""
+    """A model's best guess for each image by channel set, (images,), int64."""
     return {name: _classes(record, text) for name, text in record["predicted"].items()}
 
 
 def _classes(record: Record, text: str) -> np.ndarray:
     try:
-        found = np.frombuffer(base64.b64decode(text, validate=True), "<u2")
-    except (binascii.Error, ValueError):
+        found = decode_classes(text).numpy()
+    except ValueError:
         found = np.empty(0)
     if len(found) != record["images"]:
         raise DataError(

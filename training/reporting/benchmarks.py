@@ -185,6 +185,31 @@ def _made(record: dict[str, Any]) -> str:
     return f"{made['hardware']}, at commit {made['commit'][:12]}"
 
 
+def sweep_speed_rows(records: Records) -> Rows:
+    """Per network: time of one sweep over that of evaluations and of its parts, and what dominates."""
+    heads = {
+        "evaluations": "one sweep ÷ an evaluation of each set",
+        "parts": "one sweep ÷ (one decoding + all forward passes)",
+        "forward": "one forward pass ÷ decoding",
+    }
+    rows = [["time", *heads.values()]]
+    for record in records:
+        cells = [record["ratios"][kind] for kind in heads]
+        rows.append([record["name"], *(f"{c['median']:.2f} ({c['min']:.2f}–{c['max']:.2f})" for c in cells)])
+    return rows
+
+
+def sweep_speed_note(records: Records) -> str:
+    """What a reader must know to read the table of sweeps."""
+    settings, sets = records[0]["settings"], len(records[0]["sets"])
+    clocks = {"wall": "time on the wall", "processor": "processor time, which other programs do not change"}
+    return (
+        f"{sets} channel sets, {settings['images']} images in batches of {settings['batch_size']}, "
+        f"{records[0]['precision']}; {clocks[settings['clock']]}; medians over {settings['rounds']} rounds with "
+        f"the smallest and largest value. Made on {'; '.join(dict.fromkeys(_made(record) for record in records))}."
+    )
+
+
 def scaling_rows(records: Records) -> Rows:
     """Per network card, size and batch: predicted efficiency on more and more GPUs, and what sets the pace."""
     counts = list(records[0]["rows"][0]["gpus"])

@@ -1,8 +1,10 @@
 """What models do class by class, and where channel sets agree: from the labels and best guesses in records."""
 
 import numpy as np
+import torch
 
 from modeling.channels import ChannelSet, parse_names
+from training import metrics
 from training.reporting.answers import Record, all_sets, class_names, labels, predictions
 from training.reporting.blocks import Cell, Rows, shaded
 
@@ -11,9 +13,8 @@ MOST = 20  # classes, or pairs of them, in a table
 
 def confusion(record: Record, channel_set: str) -> np.ndarray:
     """Images by class and best guess, (classes, classes), int64."""
-    truth, guess = labels(record).astype(np.int64), predictions(record)[channel_set].astype(np.int64)
-    classes = count_classes(record)
-    return np.bincount(truth * classes + guess, minlength=classes**2).reshape(classes, classes)
+    truth, guess = (torch.from_numpy(found) for found in (labels(record), predictions(record)[channel_set]))
+    return metrics.confusion(truth, guess, count_classes(record)).numpy()
 
 
 def count_classes(record: Record) -> int:

@@ -192,6 +192,7 @@ TABLES = {
     "benchmark loader": (benchmarks.loader_rows, benchmarks.loader_note),
     "benchmark stem": (benchmarks.stem_rows, benchmarks.stem_note),
     "benchmark networks": (benchmarks.network_rows, benchmarks.network_note),
+    "benchmark sweep": (benchmarks.sweep_speed_rows, benchmarks.sweep_speed_note),
     "benchmark train": (benchmarks.train_rows, benchmarks.train_note),
     "benchmark zero": (benchmarks.zero_rows, benchmarks.zero_note),
     "scaling": (benchmarks.scaling_rows, benchmarks.scaling_note),

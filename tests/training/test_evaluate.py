@@ -1,0 +1,353 @@
+"""The evaluator: against a plain loop, several runs at once, killed and resumed, failing, and what it leaves."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from images import write_images
+from PIL import Image
+from processes import Fault, evaluate, run_ranks
+from safetensors.torch import load_file, save_file
+from tiny import train_args
+from torch.nn import functional as F
+from torchvision.io import decode_image
+
+from modeling.channels import ChannelSet
+from pipelines import portable
+from pipelines.batch import Batch
+from pipelines.manifest import read_split
+from training.build import load_model
+from training.config import Data
+from training.looks import Look, looks_at
+from training.metrics import decode_classes, from_hex
+from training.outcome import class_names
+from training.records import read_record
+from training.subsets import scored_sets
+
+SETS = ["RGB", "RG", "RB", "GB", "R", "G", "B"]
+SAID = ("scores", "right", "labels", "predicted", "reliability", "images", "robustness")
+MEAN, STD = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+IMAGES = 45  # of the test list; batches hold 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Data and two runs, `any` and `naive`, trained and evaluated each by itself, with torchvision's pixels."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    for seed, (split, count) in enumerate([("train", 16), ("val", 8), ("test", IMAGES)]):
+        write_images(folder / "data", count, split=split, seed=seed)
+    (folder / "data/classes.txt").write_text("n01 dog, hound\nn02 cat\nbird\n")
+    flags = ["--data.loader", "portable", "--schedule.eval-epochs", "2"]
+    naive = ["--model.stem", "zero-fill", "--schedule.channel-sets", "mixed"]
+    for name, more in {"any": [], "naive": naive}.items():
+        args = train_args(folder / "data", folder / name, *flags, *more, "--name", name)
+        assert run_ranks(args, folder / "log") == [0], (folder / "log").read_text()
+        assert run_ranks([str(folder / name)], folder / "log", main=evaluate) == [0], (folder / "log").read_text()
+    return folder
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """Copies of a finished run, to be evaluated."""
+
+    def make(source: str, name: str = "") -> Path:
+        run = tmp_path / (name or source)
+        shutil.copytree(folder / source, run, ignore=shutil.ignore_patterns("checkpoints", "sweep*"))
+        return run
+
+    return make
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """Images that the portable loader decodes, one after the other."""
+    seen, decode = [], portable.decode
+    monkeypatch.setattr(portable, "decode", lambda samples, i: seen.append(int(i)) or decode(samples, i))
+    return seen
+
+
+def said(run: Path) -> dict:
+    record = read_record(run / "sweep-test.json")
+    return {key: record[key] for key in SAID if key in record}
+
+
+def plain_images(files: list[str], size: int) -> torch.Tensor:
+    """Seven eighths of each image's middle square, resized with antialiasing and normalised, N×3×size×size."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    images = []
+    for file in files:
+        image = decode_image(file)
+        height, width = image.shape[1:]
+        side = round(0.875 * min(height, width))
+        top, left = (height - side) // 2, (width - side) // 2
+        square = image[None, :, top : top + side, left : left + side]
+        small = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True)[0]
+        images.append((small / 255 - mean) / std)
+    return torch.stack(images)
+
+
+def plain_loop(run: Path, data: Path) -> dict:
+    """For each channel set: probabilities of the network as it was trained, image by image."""
+    recipe, model, _ = load_model(run)
+    images = plain_images(read_split(data, "test").files, recipe.data.size)
+    found = {}
+    with torch.no_grad():
+        for name in SETS:
+            seen = images[:, ["RGB".index(c) for c in name]]
+            found[name] = torch.cat([model(part, name).double().softmax(1) for part in seen.split(50)])
+    return found
+
+
+def test_results_equal_a_plain_loop(copy, folder, tmp_path, program):
+    """997 images, a prime: whatever counts an image twice, or not, or under another one's label, is seen here."""
+    data = write_images(tmp_path / "data", 997, split="test", seed=5)
+    write_images(data, 3, split="train")  # whence the classes
+    run = copy("any")
+    assert program("evaluate", run, "--data", data) == 0
+    record = read_record(run / "sweep-test.json")
+    labels = [int(line.split()[1]) for line in (data / "test.txt").read_text().splitlines()]
+    assert decode_classes(record["labels"]).tolist() == labels
+    for name, probabilities in plain_loop(run, data).items():
+        score, guesses = record["scores"][name], decode_classes(record["predicted"][name]).tolist()
+        top1 = top5 = 0
+        nll, gap, by_class = 0.0, np.zeros(15), {}
+        for row, label, guess in zip(probabilities.tolist(), labels, guesses, strict=True):
+            best = sorted(range(3), key=lambda c: -row[c])
+            if row[best[0]] - row[best[1]] < 1e-5:  # rounding may decide
+                best = [guess, *(c for c in best if c != guess)]
+            assert guess == best[0]
+            top1, top5 = top1 + (best[0] == label), top5 + (label in best[:5])
+            nll -= np.log(row[label]) / 997
+            gap[int(np.ceil(15 * max(row))) - 1] += (best[0] == label) - max(row)
+            by_class.setdefault(label, []).append(best[0] == label)
+        assert (score["n"], score["top1"], score["top5"]) == (997, top1, top5)
+        assert score["nll"] == pytest.approx(nll, rel=1e-5)
+        assert score["macro"] == pytest.approx(np.mean([np.mean(hits) for hits in by_class.values()]))
+        assert score["ece"] == pytest.approx(
+            np.abs(gap).sum() / 997, abs=2e-3
+        )  # one image may fall into the next bin
+        assert from_hex(record["right"][name], 997).tolist() == [
+            a == b for a, b in zip(guesses, labels, strict=True)
+        ]
+
+
+def test_runs_that_see_images_alike_share_a_pass(copy, folder, program, decoded):
+    """Three runs, of which one wants another size: two passes, and each run's own results."""
+    wanted = {name: said(folder / name) for name in ("any", "naive")}
+    large = copy("any", "large")
+    config = large / "config.yaml"
+    config.write_text(config.read_text().replace("size: 32", "size: 40"))
+    decoded.clear()
+    runs = [copy("any"), large, copy("naive")]
+    assert program("evaluate", *runs) == 0
+    assert len(decoded) == 2 * 48
+    assert set(decoded) == set(range(IMAGES))
+    assert said(runs[0]) == wanted["any"]
+    assert said(runs[2]) == wanted["naive"]
+    assert said(large)["scores"]["RGB"]["nll"] != wanted["any"]["scores"]["RGB"]["nll"]
+
+
+def damage(run: Path) -> None:
+    """Put one weight out of the world of numbers."""
+    file = run / "model.safetensors"
+    weights = load_file(file)
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    weights["body.fc.weight"][0, 0] = torch.nan
+    save_file(weights, file, metadata)
+
+
+def test_runs_that_fail_leave_the_others_alone(copy, folder, program, capsys):
+    wanted = said(folder / "any")
+    missing, broken, good, elsewhere = (copy("any", name) for name in ("missing", "broken", "good", "elsewhere"))
+    (missing / "model.safetensors").unlink()
+    damage(broken)
+    config = elsewhere / "config.yaml"
+    config.write_text(config.read_text().replace("/data\n", "/nowhere\n"))
+    assert program("evaluate", missing, broken, good, elsewhere) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 4
+    assert f"{missing}: {missing}/model.safetensors: not there; finish the training first" in errors[0]
+    assert f"{broken}: FloatingPointError: its outputs are no numbers on {IMAGES} of images 0 to 44" in errors[1]
+    assert "nowhere: no such folder" in errors[2]
+    assert f"3 of 4 runs failed: {missing}, {broken}, {elsewhere}" in errors[3]
+    assert said(good) == wanted
+    assert not [file for run in (missing, broken, elsewhere) for file in run.glob("sweep*.*") if file.is_file()]
+
+
+def test_a_run_that_fails_alone_is_one_line(copy, program, capsys):
+    run = copy("any")
+    damage(run)
+    assert program("evaluate", run) == 1
+    assert f"error: {run}: FloatingPointError: its outputs" in capsys.readouterr().err.splitlines()[-1]
+
+
+def evaluate_failing_on_one_rank(args: list[str]) -> None:
+    """The networks of the run `raises` do, in the second batch of the last rank."""
+    from training import candidates
+    from training import evaluate as program
+
+    prepare = candidates.prepare
+
+    def prepared(run_dir, job, samples, runtime):
+        candidate, calls = prepare(run_dir, job, samples, runtime), []
+
+        def fail(*_):
+            calls.append(1)
+            if len(calls) > len(SETS):
+                raise torch.OutOfMemoryError("no memory left\nin sight")
+
+        if run_dir.name == "raises" and runtime.rank == runtime.world - 1:
+            for network in candidate.networks.values():
+                network.register_forward_hook(fail)
+        return candidate
+
+    program.prepare = prepared
+    evaluate(args)
+
+
+def test_ranks_agree_on_who_failed(copy, folder, tmp_path):
+    wanted, good, raises, log = said(folder / "naive"), copy("naive"), copy("any", "raises"), tmp_path / "log"
+    args = [str(raises), str(good), "--part", "16"]
+    assert run_ranks(args, log, world=2, main=evaluate_failing_on_one_rank) == [1, 1], log.read_text()
+    errors = [line for line in log.read_text().splitlines() if line.startswith("error:")]
+    assert errors[0] == f"error: {raises}: OutOfMemoryError: no memory left in sight"
+    assert errors[1].startswith("error: 1 of 2 runs failed")
+    assert len(errors) == 2
+    assert said(good) == wanted
+    assert not (raises / "sweep-test.json").exists()
+
+
+def test_killed_and_resumed_on_another_number_of_ranks(copy, folder, program, tmp_path, decoded, capsys):
+    """Two ranks answer for 16 images, and die while they keep the next; one goes on from there."""
+    wanted, run, log = said(folder / "any"), copy("any"), tmp_path / "log"
+    fault = {0: Fault(2, function="Partial.save")}
+    assert run_ranks([str(run), "--part", "16"], log, fault, world=2, main=evaluate)[0] == -9, log.read_text()
+    assert [file.name for file in (run / "sweep-test.partial").iterdir()] == ["000000000000.safetensors"]
+    assert not (run / "sweep-test.json").exists()
+    decoded.clear()
+    assert program("evaluate", run, "--part", "24") == 0
+    assert f"going on at image 16 of {IMAGES}" in capsys.readouterr().out
+    assert sorted(set(decoded)) == [0, 1, 2, *range(16, IMAGES)]  # the first three fill up the last batch
+    assert said(run) == wanted
+    assert not (run / "sweep-test.partial").exists()
+
+
+def test_parts_of_another_question_are_not_taken(copy, folder, program, tmp_path, decoded):
+    """The same run with other weights: what is on disk is not about them."""
+    run, wanted = copy("any"), said(folder / "naive")
+    fault = {0: Fault(3, function="Partial.save")}
+    assert run_ranks([str(run), "--part", "16"], tmp_path / "log", fault, main=evaluate) == [-9]
+    assert len(list((run / "sweep-test.partial").iterdir())) == 2
+    (run / "sweep-test.partial/000000000099.safetensors").write_bytes(b"torn")
+    for name in ("model.safetensors", "config.yaml"):
+        shutil.copy(copy("naive", name) / name, run / name)
+    decoded.clear()
+    assert program("evaluate", run) == 0
+    assert set(decoded) == set(range(IMAGES))
+    assert said(run) == wanted
+
+
+def test_changed_images(copy, program, folder, tmp_path):
+    run = copy("any")
+    assert program("evaluate", run, "--robustness") == 0
+    record = read_record(run / "sweep-test.json")
+    rows = record["robustness"]
+    assert list(rows) == ["permuted", "noisy R", "noisy G", "noisy B", "0.5x", "0.75x", "1.5x", "2x"]
+    for name in SETS:
+        assert rows["permuted"][name]["nll"] == pytest.approx(record["scores"][name]["nll"], rel=1e-5)
+    assert list(rows["noisy G"]) == ["RGB", "RG", "GB", "G"]
+    assert rows["noisy G"]["G"]["nll"] != record["scores"]["G"]["nll"]
+    _, model, _ = load_model(run)
+    images = F.interpolate(
+        plain_images(read_split(folder / "data", "test").files, 32), scale_factor=1.5, mode="bilinear"
+    )
+    labels = torch.arange(IMAGES) % 3
+    with torch.no_grad():
+        nll = F.cross_entropy(model(images[:, 1:], "GB"), labels)
+    assert rows["1.5x"]["GB"]["nll"] == pytest.approx(float(nll), rel=1e-5)
+    table = list(csv.DictReader((run / "sweep-test.csv").read_text().splitlines()))
+    assert len(table) == 7 * 6 + 3 * 4
+    assert {(row["condition"], row["channels"]) for row in table} >= {("", "RGB"), ("noisy B", "B"), ("2x", "RG")}
+    for row in table:
+        score = (rows[row["condition"]] if row["condition"] else record["scores"])[row["channels"]]
+        assert (int(row["top1"]), float(row["ece"])) == (score["top1"], score["ece"])
+    text = (run / "sweep-test.md").read_text()
+    assert "| noisy R |" in text
+    assert "| same guess, % | RGB | RG |" in text
+    assert record["class_names"] == ["dog", "cat", "bird"]
+    args, log, before = [str(run), "--robustness"], tmp_path / "log", said(run)
+    assert run_ranks(args, log, world=2, main=evaluate) == [0, 0], log.read_text()
+    assert said(run) == before  # noise, too
+
+
+def batch(images: torch.Tensor, first: int = 0) -> Batch:
+    count = len(images)
+    return Batch(images, torch.zeros(count), torch.ones(count), torch.arange(first, first + count))
+
+
+def test_noise_is_on_one_channel_and_seeded():
+    images, rgb = torch.zeros(4, 3, 64, 64), ("R", "G", "B")
+    look = Look(ChannelSet(("B", "G")), ChannelSet(("B", "G")), "noisy G")
+    shown = look.show(batch(images), rgb)
+    assert not shown[:, 0].any()
+    assert float(shown[:, 1].std()) == pytest.approx(1, abs=0.05)
+    assert torch.equal(shown, look.show(batch(images), rgb))
+    assert not torch.equal(shown, look.show(batch(images, first=4), rgb))
+    assert not images.any()
+
+
+def test_images_shrink_with_antialiasing():
+    """Against Pillow, of a picture with detail that sampling alone would turn into something else."""
+    pixels = np.random.default_rng(0).random((64, 64)).astype(np.float32)
+    look = Look(ChannelSet(("G",)), ChannelSet(("G",)), "0.5x")
+    shown = look.show(batch(torch.from_numpy(pixels).expand(1, 3, 64, 64)), ("R", "G", "B"))
+    wanted = np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR))
+    assert np.abs(shown[0, 0].numpy() - wanted).max() < 1e-5
+
+
+def test_permuted_channels_are_all_moved_and_named():
+    sets = [ChannelSet(("R", "G", "B")), ChannelSet(("G",))]
+    turned = [look for look in looks_at(sets, robustness=True) if look.condition == "permuted"]
+    assert [(str(look), str(look.shown)) for look in turned] == [("RGB", "GBR"), ("G", "G")]
+
+
+def test_many_channels_are_scored_on_a_sample():
+    def sets(count: int) -> list[ChannelSet]:
+        vocabulary = tuple(f"{450 + 10 * i}" for i in range(count))
+        return scored_sets(SimpleNamespace(vocabulary=vocabulary, sets=lambda: ChannelSet.all_of(vocabulary)))
+
+    assert sets(6) == ChannelSet.all_of(sets(6)[0].names)
+    many = sets(8)
+    assert len(many) == len({frozenset(chosen) for chosen in many}) == 63
+    assert [len(chosen) for chosen in many[:1] + many[-8:]] == [8] + 8 * [1]
+    assert many == sets(8)
+    assert len(sets(40)) == 63
+
+
+def test_class_names_follow_the_labels(tmp_path):
+    (tmp_path / "classes.txt").write_text("n01 dog\nn02 cat\nn03 bird\n")
+    assert class_names(Data(path=tmp_path, labels="2,0"), 2) == ["dog", "bird"]
+    assert class_names(Data(path=tmp_path), 4) == []  # another data set's
+    assert class_names(Data(path=tmp_path / "nowhere"), 3) == []
+
+
+def test_a_record_is_json_that_others_can_read(copy, program):
+    run = copy("any")
+    assert program("evaluate", run) == 0
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)  # NaN and Infinity are no JSON
+
+    record = json.loads((run / "sweep-test.json").read_text(), parse_constant=refuse)
+    assert "robustness" not in record
+    for bins in record["reliability"].values():
+        assert sum(bins["count"]) == IMAGES
+        assert len(bins["count"]) == len(bins["confidence"]) == len(bins["right"]) == 15

@@ -1,0 +1,123 @@
+"""Finished runs that are ready to be scored: their networks on the device, and what is known of their answers."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from modeling.channels import ChannelSet, Vocabulary
+from modeling.network import ChannelNet
+from pipelines.batch import Loader
+from pipelines.errors import DataError
+from pipelines.samples import Samples
+from training.build import load_samples, make_loader
+from training.config import Data, Recipe
+from training.evaluation import Evaluation
+from training.looks import Look
+from training.partial import Partial
+from training.recalibrate import recalibrate
+from training.recipe_file import load_recipe
+from training.records import commit
+from training.runtime import Runtime
+from training.variants import load_with, networks_for, say_what_has_no_norm
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A run that is scored.
+
+    Attributes:
+        run_dir, recipe, metadata: see `load_model`.
+        model: its network, on the CPU.
+        networks: on the device, by how they are shown images.
+        stand_ins: see `networks_for`.
+        channels: that its batches must have.
+    """
+
+    run_dir: Path
+    recipe: Recipe
+    model: ChannelNet
+    metadata: Mapping[str, str]
+    networks: Mapping[Look, nn.Module]
+    stand_ins: Mapping[str, str]
+    channels: Vocabulary
+
+    @property
+    def sets(self) -> list[ChannelSet]:
+        """The channel sets that it is scored on."""
+        return list(dict.fromkeys(look.chosen for look in self.networks))
+
+
+def recipe_of(run_dir: Path, job: Evaluation) -> Recipe:
+    """A run's recipe, with the data that it shall be scored on.
+
+    Raises:
+        DataError: the file is missing or is not a recipe.
+    """
+    recipe = load_recipe(run_dir / "config.yaml")
+    moved = {"path": job.data, "root": None} if job.data else {}
+    return replace(recipe, data=replace(recipe.data, **moved))
+
+
+def pass_of(recipe: Recipe) -> tuple[str, Vocabulary]:
+    """What runs must have in common to be scored in one pass over the data: all that their loader depends on."""
+    seen_in_training_only = {"scale": Data.scale}
+    return repr(replace(recipe.data.absolute(), **seen_in_training_only)), recipe.model.channels
+
+
+def prepare(run_dir: Path, job: Evaluation, samples: Samples, runtime: Runtime) -> Candidate:
+    """Load a run and specialise its network to what it is asked. To be called on every rank.
+
+    Raises:
+        ConfigError: its network cannot take what it is asked to.
+        DataError: the run directory lacks something, or the samples have other classes.
+    """
+    _, model, metadata = load_with(run_dir, job.missing)
+    recipe = recipe_of(run_dir, job)
+    if samples.classes != int(metadata["classes"]):
+        raise DataError(
+            f"{run_dir} was trained on {metadata['classes']} classes, but {recipe.data.path} has "
+            f"{samples.classes}; name the right folder with --data"
+        )
+    networks, stand_ins = networks_for(
+        model.to(runtime.device),
+        job.channel_sets,
+        job.unknown,
+        robustness=job.robustness,
+        share=not job.recalibrate,
+    )
+    channels = tuple(dict.fromkeys([*recipe.model.channels, *(name for look in networks for name in look.chosen)]))
+    if runtime.is_main:
+        say_what_has_no_norm(model, recipe, dict.fromkeys(look.chosen for look in networks))
+    if job.recalibrate:
+        by_set = {look.shown: network for look, network in networks.items()}
+        recalibrate(by_set, channels, _calibration(recipe, job.recalibrate, channels, runtime), runtime)
+    return Candidate(run_dir, recipe, model.cpu(), metadata, networks, stand_ins, channels)
+
+
+def partial_of(candidate: Candidate, job: Evaluation, samples: Samples, loader: Loader, precision: str) -> Partial:
+    """Where a candidate's answers are kept while it is being scored."""
+    with (candidate.run_dir / "model.safetensors").open("rb") as weights:
+        digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    question = {
+        "weights": digest,
+        "model": asdict(candidate.recipe.model),
+        "data": [samples.fingerprint, type(loader).__name__, asdict(loader.view), loader.batch_size],
+        "looks": [[str(look), look.shown.names, look.condition] for look in candidate.networks],
+        "changes": [job.modifiers, job.recalibrate, dict(candidate.stand_ins)],
+        "arithmetic": [precision, loader.device.type, commit()],
+    }
+    text = json.dumps(question, default=str)
+    folder = (candidate.run_dir / job.record).with_suffix(".partial")
+    return Partial(folder, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _calibration(recipe: Recipe, images: int, channels: Vocabulary, runtime: Runtime) -> Loader:
+    """Random training images, looked at as in evaluation."""
+    samples = load_samples(recipe.data, "train", runtime)
+    chosen = np.random.default_rng(recipe.seed).permutation(len(samples))[:images]
+    return make_loader(recipe.data, samples.take(chosen), runtime, training=False, channels=channels)[0]
