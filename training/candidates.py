@@ -23,7 +23,7 @@ from training.recalibrate import recalibrate
 from training.recipe_file import load_recipe
 from training.records import commit
 from training.runtime import Runtime
-from training.variants import load_with, networks_for, say_what_has_no_norm
+from training.variants import load_with, networks_for, say_what_has_no_norm, say_what_is_sampled
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,9 @@ def prepare(run_dir: Path, job: Evaluation, samples: Samples, runtime: Runtime) 
     )
     channels = tuple(dict.fromkeys([*recipe.model.channels, *(name for look in networks for name in look.chosen)]))
     if runtime.is_main:
-        say_what_has_no_norm(model, recipe, dict.fromkeys(look.chosen for look in networks))
+        sets = list(dict.fromkeys(look.chosen for look in networks))
+        say_what_has_no_norm(model, recipe, sets)
+        say_what_is_sampled(model, recipe, sets)
     if job.recalibrate:
         by_set = {look.shown: network for look, network in networks.items()}
         recalibrate(by_set, channels, _calibration(recipe, job.recalibrate, channels, runtime), runtime)

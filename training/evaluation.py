@@ -26,8 +26,8 @@ class Evaluation:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """fp32 gives the same counts on any number of ranks; bf16 is faster, and near-ties may fall otherwise."""
     channel_sets: tuple[str, ...] = ()
-    """Which channel sets, e.g. RG B or 450+530 475; by default all that the model takes. They become part of the
-    record's name."""
+    """Which channel sets, e.g. RG B or 450+530 475; by default all that the model takes, of more
+    than six channels a sample of 63. They become part of the record's name."""
     unknown: Unknown = "describe"
     """Bands that the model was not trained on: let it make their kernels from their wavelengths, or take each for
     the nearest band that it knows."""

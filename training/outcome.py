@@ -40,7 +40,7 @@ from training.records import provenance, write_record
 from training.reporting.blocks import markdown_table
 from training.reporting.classes import agreement_note, agreement_rows
 from training.runtime import Runtime
-from training.subsets import trained_sets
+from training.subsets import is_sample, trained_sets
 
 _COLUMNS = ("n", "top1", "top5", "accuracy", "low", "high", "macro", "nll", "ece")
 
@@ -70,6 +70,7 @@ def make_record(
         "name": ", ".join([recipe.name, *job.modifiers]),
         "recalibrated_on": job.recalibrate,
         "stand_ins": dict(candidate.stand_ins),
+        "sampled_sets": is_sample(candidate.sets, candidate.model.stem),
         "split": job.split,
         "images": len(samples),
         "quarantined": len(samples.quarantined),

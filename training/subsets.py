@@ -1,6 +1,6 @@
 """Which channel sets a training step sees: a pure function of seed and step, so alike on every rank and resume."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from modeling.channels import ChannelSet, Vocabulary
@@ -78,6 +78,11 @@ def scored_sets(stem: Stem) -> list[ChannelSet]:
     while len(chosen) < max(2**MOST_CHANNELS - 1, len(vocabulary) + 1):
         chosen[ChannelSet.sample(vocabulary, rng)] = None
     return sorted(chosen, key=lambda s: (-len(s), s.indices(vocabulary)))
+
+
+def is_sample(sets: Sequence[ChannelSet], stem: Stem) -> bool:
+    """Whether these are `scored_sets`, and not all that the stem takes."""
+    return len(stem.vocabulary) > MOST_CHANNELS and len(sets) > 1 and list(sets) == scored_sets(stem)
 
 
 _STRATEGIES: dict[str, Callable[[Vocabulary, Random, int], list[ChannelSet]]] = {

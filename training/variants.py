@@ -14,7 +14,7 @@ from training.build import descriptor, load_model
 from training.config import ConfigError, Recipe
 from training.looks import Look, looks_at
 from training.recipe_file import load_recipe
-from training.subsets import scored_sets, trained_sets
+from training.subsets import is_sample, scored_sets, trained_sets
 from training.sweep import specialise
 
 Missing = Literal["as-trained", "black", "mean", "rescaled", "repeat"]
@@ -108,6 +108,16 @@ def say_what_has_no_norm(model: ChannelNet, recipe: Recipe, sets: Iterable[Chann
                 "statistics of them; --model.norm per-size has",
                 file=sys.stderr,
             )
+
+
+def say_what_is_sampled(model: ChannelNet, recipe: Recipe, sets: Sequence[ChannelSet]) -> None:
+    """Of many channels not all sets are scored."""
+    if is_sample(sets, model.stem):
+        print(
+            f"note: {recipe.name} takes {2 ** len(model.stem.vocabulary) - 1} channel sets; {len(sets)} of them "
+            "are scored: all channels, each alone, and others drawn with seed 0; name others with --channel-sets",
+            file=sys.stderr,
+        )
 
 
 def _names(text: str, known: Vocabulary) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from training.looks import Look, looks_at
 from training.metrics import decode_classes, from_hex
 from training.outcome import class_names
 from training.records import read_record
-from training.subsets import scored_sets
+from training.subsets import is_sample, scored_sets
 
 SETS = ["RGB", "RG", "RB", "GB", "R", "G", "B"]
 SAID = ("scores", "right", "labels", "predicted", "reliability", "images", "robustness")
@@ -320,9 +320,12 @@ def test_permuted_channels_are_all_moved_and_named():
 
 
 def test_many_channels_are_scored_on_a_sample():
+    def stem(count: int) -> SimpleNamespace:
+        vocabulary = tuple(f"{450 + 5 * i}" for i in range(count))
+        return SimpleNamespace(vocabulary=vocabulary, sets=lambda: ChannelSet.all_of(vocabulary))
+
     def sets(count: int) -> list[ChannelSet]:
-        vocabulary = tuple(f"{450 + 10 * i}" for i in range(count))
-        return scored_sets(SimpleNamespace(vocabulary=vocabulary, sets=lambda: ChannelSet.all_of(vocabulary)))
+        return scored_sets(stem(count))
 
     assert sets(6) == ChannelSet.all_of(sets(6)[0].names)
     many = sets(8)
@@ -330,6 +333,9 @@ def test_many_channels_are_scored_on_a_sample():
     assert [len(chosen) for chosen in many[:1] + many[-8:]] == [8] + 8 * [1]
     assert many == sets(8)
     assert len(sets(40)) == 63
+    assert is_sample(many, stem(8))
+    assert not is_sample(many[1:], stem(8))
+    assert not is_sample(sets(6), stem(6))
 
 
 def test_class_names_follow_the_labels(tmp_path):
