@@ -48,9 +48,9 @@ def channel_cost(model: ChannelNet, channels: ChannelSet, size: int) -> Cost:
 
 def channel_costs(model: ChannelNet, sets: Iterable[ChannelSet], size: int) -> dict[ChannelSet, Cost]:
     """Cost of a model on `size`×`size` images of each channel set; the body, the same for all, counts once."""
-    body, of_body = model.materialize().cpu().body, {}
-    costs = {}
+    body, of_body, costs = None, {}, {}
     for chosen in sets:
+        body = body or model.materialize(chosen).cpu().body
         stem = model.stem.materialize(model.stem.parse(chosen)).cpu().eval()
         image = torch.zeros(1, len(chosen), size, size)
         with torch.no_grad():

@@ -134,11 +134,16 @@ def test_costs_against_hand_counts():
     assert full.activations == one.activations == 64 * 32 * 32 + stages + 5
 
 
-@pytest.mark.parametrize("body", ["resnet10", "strict"])  # the latter is merged when it is deployed
-def test_costs_are_those_of_the_whole_network(body):
-    model = build_model(body, "any-channel", RGB, 5)
+@pytest.mark.parametrize(
+    ("body", "stem", "count"),
+    # A two-layer body is merged when it is deployed; an expert takes no set but its own.
+    [("resnet10", "any-channel", 7), ("strict", "any-channel", 7), ("resnet10", "plain", 1)],
+)
+def test_costs_are_those_of_the_whole_network(body, stem, count):
+    model = build_model(body, stem, RGB, 5, **({"channels": "GB"} if stem == "plain" else {}))
     costs = channel_costs(model, model.stem.sets(), 32)
     assert list(costs) == model.stem.sets()
+    assert len(costs) == count
     for chosen, cost in costs.items():
         plain, image = model.materialize(chosen), torch.zeros(1, len(chosen), 32, 32)
         assert cost.parameters == count_parameters(plain)

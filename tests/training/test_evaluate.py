@@ -22,10 +22,8 @@ from pipelines import portable
 from pipelines.batch import Batch
 from pipelines.manifest import read_split
 from training.build import load_model
-from training.config import Data
 from training.looks import Look, looks_at
 from training.metrics import decode_classes, from_hex
-from training.outcome import class_names
 from training.records import read_record
 from training.subsets import is_sample, scored_sets
 
@@ -41,7 +39,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
     for seed, (split, count) in enumerate([("train", 16), ("val", 8), ("test", IMAGES)]):
         write_images(folder / "data", count, split=split, seed=seed)
-    (folder / "data/classes.txt").write_text("n01 dog, hound\nn02 cat\nbird\n")
+    (folder / "data/classes.txt").write_text("dog\ncat\nbird\n")
     flags = ["--data.loader", "portable", "--schedule.eval-epochs", "2"]
     naive = ["--model.stem", "zero-fill", "--schedule.channel-sets", "mixed"]
     for name, more in {"any": [], "naive": naive}.items():
@@ -336,13 +334,6 @@ def test_many_channels_are_scored_on_a_sample():
     assert is_sample(many, stem(8))
     assert not is_sample(many[1:], stem(8))
     assert not is_sample(sets(6), stem(6))
-
-
-def test_class_names_follow_the_labels(tmp_path):
-    (tmp_path / "classes.txt").write_text("n01 dog\nn02 cat\nn03 bird\n")
-    assert class_names(Data(path=tmp_path, labels="2,0"), 2) == ["dog", "bird"]
-    assert class_names(Data(path=tmp_path), 4) == []  # another data set's
-    assert class_names(Data(path=tmp_path / "nowhere"), 3) == []
 
 
 def test_a_record_is_json_that_others_can_read(copy, program):
