@@ -4,8 +4,8 @@ Both take any number of images. ONNX takes any height and width too. torch.expor
 arithmetic of shapes asks of a pooled map whether its sides divide by the stride, and one program holds for one
 answer, so that such a network is exported for one size.
 
-The body graph chooses neighbours, and where two are all but equally near, rounding decides (`modeling.graph_conv`):
-then an image gets other logits in ONNX than in PyTorch, as it may on another machine.
+The body graph chooses neighbours, and where two are all but equally near, rounding decides: then an image gets
+other logits in ONNX than in PyTorch, as it may on another machine, see `modeling.graph_conv`.
 """
 
 import contextlib
