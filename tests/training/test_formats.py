@@ -84,7 +84,7 @@ def test_kernels_made_for_each_image_are_exported_by_torch():
 
 
 def test_kernels_made_for_each_image_are_refused_by_onnx():
-    with pytest.raises(ConfigError, match="a kernel for each image.*choose --formats torch-export"):
+    with pytest.raises(ConfigError, match=r"a kernel for each image.*choose --formats torch-export"):
         made("onnx", network("strict", "attention"))
 
 
