@@ -22,6 +22,8 @@ from pipelines.errors import DataError
 from pipelines.files import write_atomically
 from pipelines.manifest import LIST_NAMES, SUFFIXES, format_row
 
+_EPOCHS, _ENOUGH = 24, 1440  # what the recipe quickstart is made for: so many passes over so many images
+_MOST_EPOCHS = 600
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
@@ -73,7 +75,7 @@ def main(job: Listing) -> None:
     _write(out, list(classes), splits)
     _show(classes, splits)
     print(f"wrote {', '.join(_written(splits))} to {out}; next:")
-    print(f"python -m training.train quickstart {_flags(job.folder, out)}")
+    print(f"python -m training.train quickstart {_flags(job.folder, out, len(splits['train']))}")
 
 
 def find_classes(folder: Path) -> dict[str, list[str]]:
@@ -165,12 +167,15 @@ def _show(classes: dict[str, list[str]], splits: dict[str, list[str]]) -> None:
         print(f"note: fewer than 3 images, so all of them train: {', '.join(small)}", file=sys.stderr)
 
 
-def _flags(folder: Path, out: Path) -> str:
-    """What tells the training of these lists, and names its run after the folder."""
+def _flags(folder: Path, out: Path, images: int) -> str:
+    """What tells the training of these lists, names its run after the folder, and shows few images more often."""
     name = folder.resolve().name
     flags = {"name": name, "run-dir": f"runs/{name}", "data.path": out}
     if out.resolve() != folder.resolve():
         flags["data.root"] = folder
+    epochs = min(_MOST_EPOCHS, round(_EPOCHS * _ENOUGH / images))
+    if epochs > _EPOCHS:
+        flags |= {"schedule.epochs": epochs, "schedule.eval-epochs": epochs // 6}
     return " ".join(f"--{flag} {shlex.quote(str(value))}" for flag, value in flags.items())
 
 

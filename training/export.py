@@ -42,7 +42,7 @@ class Export:
     run_dir: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_DIR")]]
     """A run directory that training.train has finished."""
     channels: tuple[str, ...] = ()
-    """Channel sets that get files of their own, e.g. RGB RG; all channels by default."""
+    """Channel sets that get files of their own, e.g. RGB RG; by default one set, of all channels."""
     formats: tuple[Format, ...] = ("onnx", "torch-export")
     """Of these files; ONNX needs pip install -e '.[export]'."""
     out: Path | None = None

@@ -4,8 +4,8 @@ Both take any number of images. ONNX takes any height and width too. torch.expor
 arithmetic of shapes asks of a pooled map whether its sides divide by the stride, and one program holds for one
 answer, so that such a network is exported for one size.
 
-The body graph chooses neighbours, and where two are all but equally near, rounding decides (`modeling.graph_conv`):
-then an image gets other logits in ONNX than in PyTorch, as it may on another machine.
+The body graph chooses neighbours, and where two are all but equally near, rounding decides: then an image gets
+other logits in ONNX than in PyTorch, as it may on another machine, see `modeling.graph_conv`.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from modeling.rivals import DynamicConv2d
 from training.config import ConfigError
 
 Format = Literal["onnx", "torch-export"]
@@ -85,7 +86,13 @@ def export(
 
     Raises:
         MismatchError: it computes something else.
+        ConfigError: the format has no place for what the network does.
     """
+    if kind == "onnx" and any(isinstance(part, DynamicConv2d) for part in network.modules()):
+        raise ConfigError(
+            "--formats onnx: the attention stem makes a kernel for each image, and a convolution of ONNX has the "
+            "same for all; choose --formats torch-export"
+        )
     write, read = (_write_onnx, _read_onnx) if kind == "onnx" else (_write_program, _read_program)
     any_size = kind == "onnx" or not _pools(network)
     sizes = [(1, size, size), (3, size, size)]

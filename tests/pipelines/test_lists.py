@@ -61,6 +61,7 @@ def test_every_image_is_in_one_list_under_the_class_of_its_folder(folder, progra
     assert counts == {"train": [2, 14, 7, 7], "val": [0, 4, 2, 2], "test": [0, 2, 1, 1]}
     told = capsys.readouterr()
     assert "--data.path '" in told.out
+    assert "--schedule.epochs 600 --schedule.eval-epochs 100" in told.out  # few images need many passes
     assert "fewer than 3 images, so all of them train: lynx" in told.err
     assert f"{folder / 'empty'} holds no images" in told.err
 

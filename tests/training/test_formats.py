@@ -73,9 +73,19 @@ def test_torch_export_takes_any_batch_and_any_size_where_nothing_pools(body):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "torch-export"])
-@pytest.mark.parametrize("stem", ["zero-fill", "zero-fill-rescaled", "repeat", "table", "hypernet", "attention"])
+@pytest.mark.parametrize("stem", ["zero-fill", "zero-fill-rescaled", "repeat", "table", "hypernet"])
 def test_other_stems_export_as_well(stem, kind):
     assert made(kind, network("strict", stem), "GB").difference <= 1e-4
+
+
+@pytest.mark.slow
+def test_kernels_made_for_each_image_are_exported_by_torch():
+    assert made("torch-export", network("strict", "attention"), "GB").difference <= 1e-4
+
+
+def test_kernels_made_for_each_image_are_refused_by_onnx():
+    with pytest.raises(ConfigError, match=r"a kernel for each image.*choose --formats torch-export"):
+        made("onnx", network("strict", "attention"))
 
 
 class Plain(nn.Module):

@@ -21,10 +21,12 @@ from tiny import TINY_WORDS
 
 from modeling.channels import ChannelSet
 from modeling.weights import load_network
+from pipelines import spectral
 from pipelines.manifest import read_split
 from training import formats
 from training.build import load_model
 from training.cli import run_program
+from training.export import describe
 from training.metrics import from_hex
 from training.pictures import as_seen
 from training.records import read_record
@@ -137,6 +139,17 @@ def test_files_say_what_they_want(run):
     assert told["channels"] == ["R", "G"]
     assert (told["mean"], told["std"], told["size"]) == ([0.485, 0.456], [0.229, 0.224], 32)
     assert told["class_names"] == ["lynx", "red $5 fox", "wolf"]
+
+
+def test_bands_are_told_by_their_mixture(run):
+    recipe, _, metadata = load_model(run)
+    told = describe(ChannelSet(("450", "R")), recipe, metadata)
+    mix, colours = torch.tensor(json.loads(told["mix"])), torch.rand(1, 3, 4, 5)
+    assert json.loads(told["mean"]) == [0.485, 0.456, 0.406]
+    expected = spectral.mix(colours, spectral.weights(("450", "R")))
+    assert torch.allclose(torch.einsum("sc,nchw->nshw", mix, colours), expected)
+    assert "mix" not in describe(ChannelSet(("B", "R")), recipe, metadata)
+    assert json.loads(describe(ChannelSet(("B", "R")), recipe, metadata)["mean"]) == [0.406, 0.485]
 
 
 def test_a_file_that_differs_is_not_written(run, monkeypatch):
