@@ -322,7 +322,9 @@ def test_images_are_those_of_the_list_with_what_they_were_taken_for(run_dir, dat
     rows, chosen = page.tables["run: what it took images for"], [0, 3, 6, 9, 12]
     assert rows[0] == ["image", *RGB_SETS]
     for row, i in zip(rows[1:], chosen, strict=True):
-        marks_and_names = [f"{'✓' if g[i] == labels[i] else '✗'} {record['class_names'][g[i]]}" for g in guesses]
+        marks_and_names = [
+            f"{'✓' if g[i] == labels[i] else '✗'}\u00a0{record['class_names'][g[i]]}" for g in guesses
+        ]
         assert row == [record["class_names"][labels[i]], *marks_and_names]
     assert text.count('class="right"') == sum(g[i] == labels[i] for g in guesses for i in chosen)
     for attributes, i in zip(page.all("img"), chosen, strict=True):

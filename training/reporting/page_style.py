@@ -59,6 +59,7 @@ pre { font-size: .8rem; overflow-x: auto; background: var(--raised); padding: .8
   @page { size: A4; margin: 14mm 12mm; }
   html { font-size: 10pt; } body { padding: 0; max-width: none; }
   h2, section > p:not(.note), caption, figcaption, .key { break-after: avoid; }
+  p { orphans: 3; widows: 3; }
   tr, .short, .panels > div { break-inside: avoid; }
   thead { display: table-header-group; }
   .box { overflow: visible; background: none; }

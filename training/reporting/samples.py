@@ -50,7 +50,7 @@ def sample_rows(record: Record, run_dir: Path | None, count: int) -> list[list[s
 
 
 def _guess(name: str, right: bool) -> Cell:
-    return Cell(f"{'✓' if right else '✗'} {name}", right=right)
+    return Cell(f"{'✓' if right else '✗'}\u00a0{name}", right=right)
 
 
 def _scored_images(record: Record, run_dir: Path) -> tuple[Samples, Data]:

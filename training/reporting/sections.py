@@ -75,4 +75,4 @@ def _count(n: int, noun: str) -> str:
 
 
 def _percent(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['accuracy']:.1f} %"
+    return f"{100 * row['accuracy']:.1f}\u00a0%"
