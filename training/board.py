@@ -12,7 +12,7 @@ from modeling.stems import Stem
 from pipelines.samples import Samples
 from training.build import first_images
 from training.config import Recipe
-from training.drawings import answers, channel_grid, confusion_picture, kernels
+from training.drawings import answers, channel_grid, confusion_picture, kernels, sized
 from training.metrics import confusion
 from training.monitor import Monitor
 from training.recipe_file import settings_that_matter, to_yaml
@@ -44,7 +44,7 @@ class Board:
     def begin(self) -> None:
         """What there is to be seen before the first step."""
         self.monitor.begin(to_yaml(self.recipe), settings_that_matter(self.recipe))
-        grid = channel_grid(self.images, self.vocabulary)
+        grid = channel_grid(sized(self.images), self.vocabulary)
         self.monitor.image("input/by_channel_set", (255 * grid).byte().permute(1, 2, 0).numpy(), 0)
 
     def wants_pictures(self, epoch: int) -> bool:

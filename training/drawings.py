@@ -71,7 +71,7 @@ def answers(
     Returns:
         H×W×3, uint8.
     """
-    images = _sized(images, _TILE)
+    images = sized(images)
     names = [textwrap.fill(str(chosen).replace("+", " "), 13) for chosen in predicted]
     head, left, side = _LINE * (1 + max(name.count("\n") for name in names)) + 4, 60, images.shape[-1]
     row, column = side + _LINE + 6, side + 6
@@ -122,7 +122,7 @@ def _filters(shown: Tensor, chosen: ChannelSet, vocabulary: Vocabulary) -> Image
         parts = [coloured[:_FILTERS]]
     else:
         parts = [channel[:_FILTERS_PER_ROW, None].expand(-1, 3, -1, -1) for channel in shown.unbind(1)]
-    grids = [make_grid(_sized(part, _KERNEL), nrow=_FILTERS_PER_ROW, padding=2, pad_value=1.0) for part in parts]
+    grids = [make_grid(sized(part, _KERNEL), nrow=_FILTERS_PER_ROW, padding=2, pad_value=1.0) for part in parts]
     return _to_image(torch.cat(grids, dim=1))
 
 
@@ -178,7 +178,7 @@ def _coloured(shares: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(shares**0.5, anchors, channel) for channel in _SCALE.T], axis=-1).astype(np.uint8)
 
 
-def _sized(images: Tensor, least: int) -> Tensor:
+def sized(images: Tensor, least: int = _TILE) -> Tensor:
     """N×C×H×W, small images with every pixel as a square, large ones as means over squares of pixels."""
     width = images.shape[-1]
     if width >= 2 * least:

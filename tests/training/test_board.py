@@ -22,7 +22,7 @@ from modeling.stems import inference_affine
 from training.board import Board, kernel_of, some_of
 from training.build import new_model
 from training.config import Model, Recipe, Schedule
-from training.drawings import RIGHT, WRONG, answers, confusion_picture, kernels
+from training.drawings import RIGHT, WRONG, answers, confusion_picture, kernels, sized
 from training.metrics import confusion
 from training.monitor import LAYOUT, Monitor, read_metrics
 from training.recipe_file import settings_that_matter
@@ -177,6 +177,15 @@ def test_answers_say_right_or_wrong_by_word_and_colour(side):
         }
         assert inks == {RIGHT: True, WRONG: chosen == sets[-1]}
     assert picture.size < 3 * 1000 * 1000
+
+
+@pytest.mark.parametrize("side", [32, 64, 80, 159, 160, 224, 500])
+def test_images_are_shown_neither_tiny_nor_at_full_size(side):
+    image = torch.zeros(1, 1, side, side)
+    image[..., : side // 2] = 1.0
+    shown = sized(image)
+    assert 80 <= shown.shape[-1] == shown.shape[-2] < 160
+    assert shown.mean().item() == pytest.approx(image.mean().item(), abs=0.02)
 
 
 def test_answers_by_bands_have_room_for_their_names():
