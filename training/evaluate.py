@@ -6,6 +6,7 @@ of how the models were trained. A model that fails is told in a line and leaves 
 that was killed goes on by the same command.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +40,7 @@ def main(job: Evaluation) -> None:
         failures.attempt(partial(evaluate, group, job, runtime, failures), *group)
     done = failures.left(run_dirs)
     if runtime.is_main and done:
-        print(f"next: python -m training.report {' '.join(map(str, done))}")
+        print(f"next: python -m training.report {shlex.join(map(str, done))}")
     runtime.close()
     failures.conclude()
 

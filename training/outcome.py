@@ -35,7 +35,7 @@ from training.metrics import (
     to_score,
 )
 from training.monitor import read_metrics
-from training.recipe_file import to_dict
+from training.recipe_file import portable, to_dict
 from training.records import provenance, write_record
 from training.reporting.blocks import markdown_table
 from training.reporting.classes import agreement_note, agreement_rows
@@ -87,7 +87,7 @@ def make_record(
         "precision": {"train": metadata["precision"], "sweep": runtime.precision},
         "trained": {"commit": metadata["commit"], "hardware": metadata["hardware"]},
         "seed": recipe.seed,
-        "recipe": _portable_recipe(recipe),
+        "recipe": to_dict(portable(recipe)),
         "history": read_metrics(candidate.run_dir),
         "provenance": provenance("training.evaluate", runtime.world),
     }
@@ -198,12 +198,3 @@ def _depth(model: ChannelNet, sets: list[ChannelSet], size: int) -> dict[str, in
         found = audit(model.materialize(chosen), torch.zeros(1, len(chosen), size, size))
         return {name: getattr(found, name) for name in ("d0", "d1", "d2", "d3")}
     return {}
-
-
-def _portable_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without paths of one machine: data is known by its fingerprint."""
-    values = to_dict(recipe)
-    if recipe.schedule.teacher:
-        values["schedule"]["teacher"] = recipe.schedule.teacher.name
-    values["data"] |= {"path": Path(values["data"]["path"]).name, "root": None}
-    return values

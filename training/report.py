@@ -6,6 +6,7 @@ from a record that a program wrote; nothing is typed by hand. `training/reportin
 
 import os
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -95,6 +96,8 @@ def _write_page(job: Report, records: Sequence[Record]) -> None:
         print_page(browser, out, out.with_suffix(".pdf"))
         names.append(out.with_suffix(".pdf").name)
     print(f"wrote {out} and {' and '.join(names)}; open it in a browser")
+    for run_dir in [source for source in job.sources if source.is_dir()][:1]:
+        print(f"next: python -m training.export {shlex.quote(str(run_dir))}")
 
 
 _TITLE = "Any set of channels"

@@ -28,8 +28,8 @@ from training.build import load_model
 from training.cli import run_program
 from training.export import describe
 from training.metrics import from_hex
-from training.pictures import as_seen
 from training.records import read_record
+from training.reporting.pictures import as_seen
 
 WOLVES = ("own-images/wolf/wolf 0.jpg", "own-images/wolf/wolf 1.jpg")
 SMALL = [*TINY_WORDS, "--model.body", "strict", "--model.width", "0.0625"]

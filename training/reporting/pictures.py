@@ -6,14 +6,12 @@ import warnings
 from collections.abc import Sequence
 from statistics import fmean
 
-import matplotlib as mpl
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from modeling.channels import ChannelSet
 from pipelines.batch import IMAGENET_MEAN, IMAGENET_STD, RGB
+from training.reporting.canvas import Axes, Figure, style
 from training.reporting.figures import COLOURS
 
 MOST = 12  # images in a picture
@@ -31,14 +29,14 @@ def predictions(
         chosen: the channels that they have.
         guesses: for each image class names with their probabilities, likeliest first.
     """
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}), warnings.catch_warnings():
+    with style(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name in letters that the font lacks is drawn as boxes
         figure = Figure(figsize=(7, 1.7 * len(names) + 0.5), layout="constrained")
         rows = figure.subplots(len(names), 2, squeeze=False, width_ratios=(1, 2.2))
         for (left, right), name, image, likeliest in zip(rows, names, images, guesses, strict=True):
             left.imshow(as_seen(image, chosen), interpolation="nearest", aspect="equal")
             left.set_axis_off()
-            left.set_title(_short(os.path.basename(name)), fontsize=8, parse_math=False)  # noqa: PTH119
+            left.set_title(_short(os.path.basename(name)), fontsize=8)  # noqa: PTH119
             _draw_guesses(right, likeliest)
         rows[-1, 1].set_xlabel("probability, %")
         figure.suptitle(f"channels {chosen}", fontsize=10)
@@ -67,7 +65,7 @@ def _draw_guesses(axes: Axes, likeliest: Sequence[tuple[str, float]]) -> None:
     places = range(len(likeliest))
     percents = [100 * probability for _, probability in likeliest]
     axes.barh(places, percents, 0.75, color=[COLOURS[0], *["#9aa5b1"] * (len(percents) - 1)])
-    axes.set_yticks(places, [_short(name) for name, _ in likeliest], fontsize=9, parse_math=False)
+    axes.set_yticks(places, [_short(name) for name, _ in likeliest], fontsize=9)
     axes.set_xlim(0, 118)  # room for the numbers behind the bars
     axes.set_xticks([0, 25, 50, 75, 100])
     axes.tick_params(axis="x", labelsize=8)
