@@ -22,7 +22,7 @@ from pipelines.errors import DataError
 from pipelines.files import write_atomically
 from pipelines.manifest import LIST_NAMES, SUFFIXES, format_row
 
-_EPOCHS, _ENOUGH = 16, 1440  # what the recipe quickstart is made for: so many passes over so many images
+_EPOCHS, _ENOUGH = 24, 1440  # what the recipe quickstart is made for: so many passes over so many images
 _MOST_EPOCHS = 600
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 

@@ -9,7 +9,7 @@ def _quickstart(name: str, stem: str, channel_sets: str) -> Recipe:
         data=Data(size=48, batch_size=64, scale=0.5),
         model=Model(stem=stem),
         optim=Optim(lr=0.02),  # at 0.05 some seeds, and some roundings, take most of the epochs to recover
-        schedule=Schedule(epochs=16, channel_sets=channel_sets, eval_epochs=4),
+        schedule=Schedule(epochs=24, channel_sets=channel_sets, eval_epochs=4),
     )
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from images import write_data
+from processes import evaluate as evaluate_runs
 from processes import run_ranks
+from processes import train as train_run
 from tiny import train_args
 
 from training import benchmark, evaluate, receptive_field, report, train
@@ -40,18 +42,40 @@ def program(fresh_accelerate, monkeypatch) -> Callable[..., int]:
 def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the data that `data_dir` makes and a finished tiny run on them; not to be written to."""
     folder = tmp_path_factory.mktemp("first")
-    data, run, log = write_data(folder / "data"), folder / "run", folder / "log"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        assert run_ranks(train_args(data, run), log) == [0], log.read_text()
+    _once(folder, train_run, train_args(write_data(folder / "data"), folder / "run"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def first_pair(first_run: Path) -> Path:
+    """The same folder with an ordinary network beside the first, both of them evaluated."""
+    _once(first_run, train_run, train_args(first_run / "data", first_run / "naive", recipe="quickstart-naive"))
+    _once(first_run, evaluate_runs, [str(first_run / name) for name in ("run", "naive")])
+    return first_run
 
 
 @pytest.fixture
 def finished_run(first_run: Path, data_dir: Path, tmp_path: Path) -> Path:
     """A run directory of a finished tiny run on `data_dir`; each test has its own."""
-    run = tmp_path / "run"
-    shutil.copytree(first_run / "run", run)
+    return _copied(first_run, "run", data_dir, tmp_path, shutil.ignore_patterns("sweep*"))
+
+
+@pytest.fixture
+def evaluated(first_pair: Path, data_dir: Path, tmp_path: Path) -> list[Path]:
+    """Run directories of an any-channel and an ordinary network on `data_dir`, both evaluated."""
+    return [_copied(first_pair, name, data_dir, tmp_path) for name in ("run", "naive")]
+
+
+def _once(folder: Path, main: Callable[[list[str]], None], args: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        assert run_ranks(args, folder / "log", main=main) == [0], (folder / "log").read_text()
+
+
+def _copied(folder: Path, name: str, data_dir: Path, tmp_path: Path, ignore: Callable | None = None) -> Path:
+    """A run directory of its own for a test, as if it had been trained on its data."""
+    run = tmp_path / name
+    shutil.copytree(folder / name, run, ignore=ignore)
     settings = run / "config.yaml"
-    settings.write_text(settings.read_text().replace(str(first_run / "data"), str(data_dir)))
+    settings.write_text(settings.read_text().replace(str(folder / "data"), str(data_dir)))
     return run

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import train_args
 
 from training.drawings import channel_grid
 from training.records import commit, hardware, read_record
@@ -35,14 +34,6 @@ class Checker(html.parser.HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
-
-
-@pytest.fixture
-def evaluated(data_dir, finished_run, tmp_path, program):
-    naive = tmp_path / "naive"
-    assert program("train", *train_args(data_dir, naive, recipe="quickstart-naive")) == 0
-    assert program("evaluate", finished_run, naive) == 0
-    return [finished_run, naive]
 
 
 def test_records_hold_scores_costs_history_and_provenance(evaluated):
