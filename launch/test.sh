@@ -9,4 +9,6 @@ ensure_venv test,deepspeed
 cd -- "$ROOT"
 "$VENV/bin/python" -m ruff check
 "$VENV/bin/python" -m ruff format --check
-exec "$VENV/bin/python" -m pytest "$@"
+# As many files of tests at once as there are cores, each on one thread; a file's tests share what it sets up.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$VENV/bin/python" -m pytest -n logical --maxprocesses 8 --dist loadfile "$@"

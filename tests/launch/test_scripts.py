@@ -231,7 +231,11 @@ def test_quickstart_takes_a_folder_relative_to_the_caller(copy):
 
 def test_tests_are_linted_before_they_run(copy):
     copy.run("test.sh", "tests/launch", "-x")
-    programs = ["-m ruff check", "-m ruff format --check", "-m pytest tests/launch -x"]
+    programs = [
+        "-m ruff check",
+        "-m ruff format --check",
+        "-m pytest -n logical --maxprocesses 8 --dist loadfile tests/launch -x",
+    ]
     assert copy.programs.read_text().splitlines() == programs
 
 
