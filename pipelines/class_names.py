@@ -33,6 +33,26 @@ def class_names(folder: Path, labels: Collection[int] | None = None) -> list[str
     return [names[label] for label in wanted] if names.keys() >= set(wanted) else None
 
 
+def listed_names(folder: Path, labels: Collection[int] | None = None) -> str | None:
+    """What `classes.txt` would say beside lists of these classes alone; None where there is none that is of use.
+
+    Args:
+        folder, labels: see `class_names`.
+
+    Raises:
+        DataError: `train.txt` is missing or wrong.
+    """
+    names = class_names(folder, labels) if (folder / FILE).is_file() else None
+    if names is None:
+        return None
+    manifest = read_manifest(find_list(folder, "train"))
+    folders = _folders(manifest)
+    wanted = sorted(set(manifest.labels if labels is None else labels))
+    # With its folder before it no name loses a first word that happens to be the folder's.
+    rows = (f"{folders.get(label, '')} {name}".strip() for label, name in zip(wanted, names, strict=True))
+    return "".join(f"{row}\n" for row in rows)
+
+
 def _listed(file: Path, classes: int, folders: dict[int, str]) -> dict[int, str] | None:
     """The rows of `classes.txt` without the folders' names, where it is there and has a row for every class."""
     if not file.is_file():

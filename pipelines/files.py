@@ -1,8 +1,10 @@
 """Files that appear under their names only when they are whole, and outlive a power failure."""
 
 import contextlib
+import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -41,6 +43,35 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone(path: Path, busy: str) -> Iterator[None]:
+    """Keep other processes out of what a path stands for, until this one is done with it or ends.
+
+    Args:
+        path: a folder, or a file, which is made where there is none and stays.
+        busy: what to tell whoever comes second.
+
+    Raises:
+        DataError: another process is there.
+    """
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor, path, busy)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path, busy: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(busy) from None
+    except OSError as error:
+        remedy = "see that one process at a time works there"
+        print(f"note: {path} cannot be locked ({error.strerror}); {remedy}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,6 @@ Everything that is written is a function of the images and the options, and appe
 whole. So the same command goes on after a kill, and makes again what was damaged.
 """
 
-import contextlib
-import fcntl
 import io
 import os
 import sys
@@ -25,9 +23,10 @@ import numpy as np
 import tyro
 from PIL import Image, ImageOps
 
+from pipelines import class_names
 from pipelines.cli import run_program
 from pipelines.errors import DataError
-from pipelines.files import GB, check_room, disk_trouble, flush, fresh, write_atomically
+from pipelines.files import GB, alone, check_room, disk_trouble, flush, fresh, write_atomically
 from pipelines.manifest import parse_labels, read_manifest, read_split
 from pipelines.progress import track
 from pipelines.samples import Samples, content_hash
@@ -107,17 +106,27 @@ def pack(
     found = {name: scan(read_split(folder, name, root=root, labels=chosen), max_bad=max_bad) for name in splits}
     if len(set(found["train"].labels)) < found["train"].classes:
         raise DataError(f"{folder}: a class has no usable image in train; restore one, or choose by --labels")
-    pack_samples(found, out, options)
+    pack_samples(found, out, options, class_names.listed_names(folder, chosen))
     print(f"next: python -m training.train RECIPE --data.path {out}")
 
 
-def pack_samples(found: dict[str, Samples], out: Path, options: Options) -> None:
-    """Pack scanned images, split by split; see `pack`."""
+def pack_samples(found: dict[str, Samples], out: Path, options: Options, names: str | None = None) -> None:
+    """Pack scanned images, split by split; see `pack`.
+
+    Args:
+        found: scanned images by split.
+        out, options: see `pack`.
+        names: what `classes.txt` shall say, if it shall be there.
+    """
     plans = {name: deal(samples, options) for name, samples in found.items()}
     record = Record(options, {name: plan.describe() for name, plan in plans.items()})
     out.mkdir(parents=True, exist_ok=True)
-    with disk_trouble(out), _alone_in(out):
+    # Two packing into one folder would write the same temporary files.
+    busy = f"{out}: another process is packing into it; wait, or name another folder"
+    with disk_trouble(out), alone(out, busy):
         _begin(out, record)
+        if names:
+            write_atomically(out / class_names.FILE, names)
         (out / "shards").mkdir(exist_ok=True)
         todo = {name: _unfinished(record.tars(out, name), plan) for name, plan in plans.items()}
         check_room(out, sum(plans[name].bytes_of(todo[name].values()) for name in plans))
@@ -239,23 +248,6 @@ def _add(archive: tarfile.TarFile, name: str, data: bytes) -> int:
 
 
 # --- the folder ------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Two packing into one folder would write the same temporary files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise DataError(f"{folder}: another process is packing into it; wait, or name another folder") from None
-    except OSError:  # some network file systems lock no folders: there it is up to the user
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _begin(out: Path, record: Record) -> None:

@@ -3,6 +3,7 @@
 A packed folder is a data folder like any other, with its `train.txt`, …, made by `pipelines.packed`:
 
     packed.json              what was packed and how, and which images were refused
+    classes.txt              what classes are called, where the images' own folder said it
     shards/train-00000.tar   WebDataset: 000000123.jpg, 000000123.cls, …: the number of the row in train.txt
     shards/train-00000.idx   DALI's index of it, as DALI's wds2idx writes it
     shards/train-00000.tsv   ours: where each image lies, its size and hashes; written last, when all stands

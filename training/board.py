@@ -1,6 +1,6 @@
 """What TensorBoard shows of a run beside its scalars: the recipe, and pictures now and then."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +13,7 @@ from pipelines.samples import Samples
 from training.build import first_images
 from training.config import Recipe
 from training.drawings import answers, channel_grid, confusion_picture, kernels, sized
-from training.metrics import confusion
+from training.evaluation.metrics import confusion
 from training.monitor import Monitor
 from training.recipe_file import settings_that_matter, to_yaml
 
@@ -28,10 +28,11 @@ class Board:
         recipe: the run's.
         val: the validation list.
         monitor: where it all goes.
+        names: what classes are called; by default pictures have their numbers.
     """
 
-    def __init__(self, recipe: Recipe, val: Samples, monitor: Monitor) -> None:
-        self.recipe, self.val, self.monitor = recipe, val, monitor
+    def __init__(self, recipe: Recipe, val: Samples, monitor: Monitor, names: Sequence[str] | None = None) -> None:
+        self.recipe, self.val, self.monitor, self.names = recipe, val, monitor, names
         self.vocabulary = recipe.model.channels
         # From all over the list: it may be sorted by class.
         self.shown = np.linspace(0, len(val) - 1, min(_IMAGES, len(val))).astype(int)
@@ -69,12 +70,13 @@ class Board:
         seen = {chosen: rows[self.shown].tolist() for chosen, rows in guesses.items()}
         generated = {chosen: kernel_of(stem, chosen) for chosen in sets}
         wanted = labels[self.shown].tolist()
-        self.monitor.image("pictures/answers", answers(self.images, wanted, seen, self.vocabulary), step)
+        names = self.names or [str(label) for label in range(self.val.classes)]
+        self.monitor.image("pictures/answers", answers(self.images, wanted, seen, self.vocabulary, names), step)
         self.monitor.image("pictures/kernels", kernels(generated, self.vocabulary), step)
         for chosen, rows in guesses.items():
             counts = confusion(labels, rows.long(), self.val.classes)
             title = f"{chosen}: {100 * counts.trace() / counts.sum():.1f} % right of {len(rows)} images of val"
-            self.monitor.image(f"pictures/confusion/{chosen}", confusion_picture(counts, title), step)
+            self.monitor.image(f"pictures/confusion/{chosen}", confusion_picture(counts, title, names), step)
 
 
 def kernel_of(stem: Stem, chosen: ChannelSet) -> Tensor:

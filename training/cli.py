@@ -7,7 +7,7 @@ import torch
 
 from pipelines import cli
 from training.config import ConfigError
-from training.failures import FailedRunsError
+from training.evaluation.failures import FailedRunsError
 from training.loop import NonFiniteLossError
 from training.runtime import FailedElsewhere, LostRankError
 

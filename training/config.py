@@ -22,8 +22,11 @@ from pipelines.manifest import parse_labels
 STRATEGIES = ("sandwich", "mixed", "sampled", "full")  # see training.subsets
 
 
-class ConfigError(ValueError):
-    """Settings that cannot work together. The message names the flag and the remedy on one line."""
+class ConfigError(Exception):
+    """Settings that cannot work together. The message names the flag and the remedy on one line.
+
+    No ValueError: that one tyro would catch, and put into a box with words of its own.
+    """
 
 
 @dataclass(kw_only=True)

@@ -24,6 +24,7 @@ _KERNEL = 20  # pixels, at least, of a kernel's side
 _FILTERS, _FILTERS_PER_ROW = 64, 32
 _TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # classes between the numbers at a confusion matrix's sides
 _LINE = 16  # pixels of a line of text
+_LEFT = 104  # pixels beside a picture for what classes are called
 _SCALE = np.array([[255, 255, 255], [86, 180, 233], [0, 114, 178], [10, 20, 60]])  # of shares; darker is more
 
 
@@ -58,7 +59,11 @@ def channel_grid(images: Tensor, vocabulary: Vocabulary, rows: int = 6) -> Tenso
 
 
 def answers(
-    images: Tensor, labels: Sequence[int], predicted: Mapping[ChannelSet, Sequence[int]], vocabulary: Vocabulary
+    images: Tensor,
+    labels: Sequence[int],
+    predicted: Mapping[ChannelSet, Sequence[int]],
+    vocabulary: Vocabulary,
+    names: Sequence[str],
 ) -> np.ndarray:
     """Images as channel sets show them, and what a network takes each for: a row per image, a column per set.
 
@@ -67,23 +72,24 @@ def answers(
         labels: class of each image.
         predicted: the best guess for each image, by channel set.
         vocabulary: channels of the images.
+        names: of the classes.
 
     Returns:
         H×W×3, uint8.
     """
     images = sized(images)
-    names = [textwrap.fill(str(chosen).replace("+", " "), 13) for chosen in predicted]
-    head, left, side = _LINE * (1 + max(name.count("\n") for name in names)) + 4, 60, images.shape[-1]
+    sets = [textwrap.fill(str(chosen).replace("+", " "), 13) for chosen in predicted]
+    head, left, side = _LINE * (1 + max(name.count("\n") for name in sets)) + 4, _LEFT, images.shape[-1]
     row, column = side + _LINE + 6, side + 6
     canvas, draw = _paper(left + len(predicted) * column, head + len(images) * row)
     for i, label in enumerate(labels):
-        draw.text((4, head + i * row + side // 2), f"class {label}", "black", _font())
+        draw.text((4, head + i * row + side // 2), _cut(names[label], _LEFT - 8), "black", _font())
     for j, (chosen, guesses) in enumerate(predicted.items()):
-        draw.text((left + j * column, 2), names[j], "black", _font())
+        draw.text((left + j * column, 2), sets[j], "black", _font())
         for i, (image, guess) in enumerate(zip(visible(images, chosen, vocabulary), guesses, strict=True)):
             x, y = left + j * column, head + i * row
             canvas.paste(_to_image(image), (x, y))
-            word, colour = ("right", RIGHT) if guess == labels[i] else (f"says {guess}", WRONG)
+            word, colour = ("right", RIGHT) if guess == labels[i] else (_cut(names[guess], side), WRONG)
             draw.text((x, y + side + 1), word, colour, _font())
     return np.asarray(canvas)
 
@@ -126,12 +132,13 @@ def _filters(shown: Tensor, chosen: ChannelSet, vocabulary: Vocabulary) -> Image
     return _to_image(torch.cat(grids, dim=1))
 
 
-def confusion_picture(counts: Tensor, title: str) -> np.ndarray:
+def confusion_picture(counts: Tensor, title: str, names: Sequence[str]) -> np.ndarray:
     """A confusion matrix as shares of each true class, coloured by their square roots, so that rare ones show.
 
     Args:
         counts: classes×classes, see `metrics.confusion`.
         title: what is written above.
+        names: of the classes, written beside the rows where each has room for it.
 
     Returns:
         H×W×3, uint8.
@@ -139,20 +146,29 @@ def confusion_picture(counts: Tensor, title: str) -> np.ndarray:
     shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     classes = len(shares)
     cell = max(1, (300 if classes < 50 else 480) // classes)  # small enough for the cards that show it
-    left, top, side = 44, 3 * _LINE, cell * classes
+    left, top, side = _LEFT, 3 * _LINE, cell * classes
     canvas, draw = _paper(max(left + side + 70, 360), top + side + 8)
     draw.text((4, 2), title, "black", _font())
     draw.text((4, _LINE + 2), "rows: true class; columns: predicted; % of the true class", "black", _font())
     canvas.paste(Image.fromarray(_coloured(shares).repeat(cell, 0).repeat(cell, 1)), (left, top))
     draw.rectangle((left - 1, top - 1, left + side, top + side), outline="#7f7f7f")
-    for i in range(0, classes, next(step for step in _TICKS if step * cell >= 20)):
-        middle = i * cell + cell // 2
-        draw.text((left - 6, top + middle), str(i), "black", _font(), anchor="rm")
-        draw.text((left + middle, top - 4), str(i), "black", _font(), anchor="mb")
+    tick = next(step for step in _TICKS if step * cell >= 20)
+    for i in range(0, classes, tick):
+        draw.text((left + i * cell + cell // 2, top - 4), str(i), "black", _font(), anchor="mb")
+    for i in range(0, classes, 1 if cell >= _LINE - 2 else tick):
+        place = (left - 6, top + i * cell + cell // 2)
+        draw.text(place, _row_name(names[i], i, left - 8), "black", _font(), anchor="rm")
     if cell >= 24:  # room for a number
         _write_shares(draw, shares, cell, (left, top))
     _draw_scale(canvas, draw, (left + side + 14, top))
     return np.asarray(canvas)
+
+
+def _row_name(name: str, number: int, width: int) -> str:
+    """A class's name, and its number, by which its column goes."""
+    if name == str(number):
+        return name
+    return f"{_cut(name, width - _font().getlength(f' {number}'))} {number}"
 
 
 def _write_shares(draw: ImageDraw.ImageDraw, shares: np.ndarray, cell: int, corner: tuple[int, int]) -> None:
@@ -195,6 +211,14 @@ def _to_image(values: Tensor) -> Image.Image:
 def _paper(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     canvas = Image.new("RGB", (width, height), "white")
     return canvas, ImageDraw.Draw(canvas)
+
+
+def _cut(text: str, width: float) -> str:
+    """A text that is no wider than so many pixels, its end left out where it would be."""
+    if _font().getlength(text) <= width:
+        return text
+    kept = next(n for n in range(len(text) - 1, -1, -1) if _font().getlength(text[:n] + "…") <= width or n == 0)
+    return text[:kept] + "…"
 
 
 @cache

@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,15 +19,16 @@ import tyro
 from torch import Tensor
 
 from pipelines.batch import Batch, Loader
+from pipelines.files import alone
 from pipelines.progress import track
 from pipelines.samples import Samples
 from training.build import load_samples, make_loader
-from training.candidates import Candidate, partial_of, pass_of, prepare, recipe_of
 from training.cli import run_program
-from training.evaluation import Evaluation
-from training.failures import Failures
-from training.outcome import make_record, show, write_outcome
-from training.partial import Partial
+from training.evaluation.candidates import Candidate, partial_of, pass_of, prepare, recipe_of
+from training.evaluation.failures import Failures
+from training.evaluation.outcome import make_record, show, write_outcome
+from training.evaluation.partial import Partial
+from training.evaluation.settings import Evaluation
 from training.runtime import Runtime
 from training.sweep import collect
 
@@ -61,11 +63,30 @@ def evaluate(run_dirs: Sequence[Path], job: Evaluation, runtime: Runtime, failur
     Raises:
         DataError: the data is bad, or an image cannot be read; what was answered before is kept.
     """
-    samples = load_samples(recipe_of(run_dirs[0], job).data, job.split, runtime)
-    prepared = [failures.attempt(partial(prepare, r, job, samples, runtime), r) for r in run_dirs]
-    candidates = [candidate for candidate in prepared if candidate]
-    if not candidates:
-        return
+    with ExitStack() as held:  # holds the locks on their answers
+        for run_dir in run_dirs:
+            failures.attempt(partial(_lock, run_dir, job, runtime, held), run_dir)
+        free = failures.left(run_dirs)
+        if not free:
+            return
+        samples = load_samples(recipe_of(free[0], job).data, job.split, runtime)
+        prepared = [failures.attempt(partial(prepare, r, job, samples, runtime), r) for r in free]
+        candidates = [candidate for candidate in prepared if candidate]
+        if candidates:
+            _answer(candidates, job, samples, runtime, failures)
+
+
+def _lock(run_dir: Path, job: Evaluation, runtime: Runtime, held: ExitStack) -> None:
+    """Keep other evaluations of a run that ask the same out until this one has answered."""
+    lock = run_dir / f".{Path(job.record).stem}.lock"
+    busy = f"{run_dir} is being evaluated in the same way by another process; wait for it"
+    runtime.first(lambda: held.enter_context(alone(lock, busy)))
+
+
+def _answer(
+    candidates: Sequence[Candidate], job: Evaluation, samples: Samples, runtime: Runtime, failures: Failures
+) -> None:
+    """Show the images to candidates, and write the record of each that bears it."""
     loader, _ = make_loader(
         candidates[0].recipe.data, samples, runtime, training=False, channels=candidates[0].channels
     )

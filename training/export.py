@@ -29,10 +29,10 @@ from training.card import File, model_card
 from training.checkpoint import save_weights
 from training.cli import run_program
 from training.config import Data, Recipe
+from training.evaluation.variants import say_what_has_no_norm, specialised
 from training.formats import SUFFIXES, Format, MismatchError, check_installed, export
 from training.recipe_file import portable, to_yaml
 from training.records import read_record
-from training.variants import say_what_has_no_norm, specialised
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from statistics import fmean
 from typing import Any
@@ -20,9 +20,9 @@ from training.board import Board
 from training.checkpoint import Checkpoints
 from training.config import Recipe
 from training.distill import Teacher
+from training.evaluation.metrics import Score
 from training.memory import Rehearsed, parts_that_fit
 from training.meter import Meter, memory
-from training.metrics import Score
 from training.monitor import Monitor
 from training.optim import learning_rate, set_learning_rate
 from training.preemption import StopFile
@@ -46,6 +46,7 @@ class Trainer:
         model, optimizer: as `Runtime.prepare` returned them.
         train, val: loaders of this rank.
         checkpoints, monitor, stop: where progress goes, and what may end it early.
+        names: what classes are called, where something names them.
     """
 
     def __init__(
@@ -59,11 +60,12 @@ class Trainer:
         checkpoints: Checkpoints,
         monitor: Monitor,
         stop: StopFile,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.recipe, self.runtime, self.model, self.optimizer = recipe, runtime, model, optimizer
         self.train, self.val = train, val
         self.checkpoints, self.monitor, self.stop = checkpoints, monitor, stop
-        self.board = Board(recipe, val.samples, monitor)
+        self.board = Board(recipe, val.samples, monitor, names)
         self.profiler = Profiler(monitor, recipe.schedule)
         self.vocabulary = recipe.model.channels
         self.teacher = None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.files import write_atomically
-from training.metrics import Score
+from training.evaluation.metrics import Score
 
 # The tab "custom scalars": what the tags of a chart's curves begin with, by group and title.
 LAYOUT = {

@@ -34,9 +34,9 @@ from pipelines.samples import Samples
 from training.build import cpu_threads, load_model, what_classes_are_called
 from training.cli import run_program
 from training.config import ConfigError, Recipe
+from training.evaluation.variants import say_what_has_no_norm, specialised
 from training.reporting.pictures import MOST, predictions
 from training.runtime import Runtime
-from training.variants import say_what_has_no_norm, specialised
 
 _GUESSES = 5
 

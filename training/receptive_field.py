@@ -24,12 +24,12 @@ from pipelines.files import write_atomically
 from training.build import first_images, load_model, load_samples
 from training.cli import run_program
 from training.config import ConfigError, Data
+from training.evaluation.variants import specialised
 from training.records import provenance, read_record, write_record
 from training.reporting.benchmarks import receptive_field_rows
 from training.reporting.canvas import on_white
 from training.reporting.figures import receptive_fields
 from training.runtime import Runtime
-from training.variants import specialised
 
 KIND = "receptive field"
 SHARES = (50, 90)  # % of a field, whose squares are told

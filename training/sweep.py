@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from modeling.channels import ChannelSet, Vocabulary
 from modeling.network import ChannelNet
 from pipelines.batch import Batch
-from training.looks import Look
-from training.metrics import FIELDS, LABEL, PREDICTED, Score, judge, right, to_score
+from training.evaluation.looks import Look
+from training.evaluation.metrics import FIELDS, LABEL, PREDICTED, Score, judge, right, to_score
 from training.runtime import FailedElsewhere, Runtime
 
 Networks = Mapping[Look, nn.Module]

@@ -5,7 +5,6 @@ One process, or several: `accelerate launch --config_file launch/cpu.yaml -m tra
 """
 
 import contextlib
-import fcntl
 import json
 import shlex
 import sys
@@ -13,7 +12,6 @@ import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import tyro
 from torch import Tensor
@@ -21,6 +19,7 @@ from torch import Tensor
 from modeling.weights import NETWORK
 from pipelines.batch import Loader
 from pipelines.class_names import class_names
+from pipelines.files import alone
 from pipelines.samples import Samples
 from training import zero
 from training.build import load_training_samples, make_loader, network_arguments, new_model
@@ -85,7 +84,7 @@ def _train(job: Job, runtime: Runtime) -> None:
         if job.dry_run:
             run_dir = Path(runtime.first(lambda: held.enter_context(tempfile.TemporaryDirectory())))
         runtime.first(lambda: _open_run(run_dir, recipe, samples, held))
-        trainer = _build_trainer(run_dir, recipe, runtime, train, val, resume)
+        trainer = _build_trainer(run_dir, recipe, runtime, train, val, names, resume)
         _say(runtime, _introduction(trainer, reason))
         if job.dry_run:
             _say(runtime, "\n".join(["dry run, of which nothing is kept", *rehearse(trainer)]))
@@ -96,7 +95,7 @@ def _train(job: Job, runtime: Runtime) -> None:
         trainer.monitor.close(finished)
         if finished:
             weights = trainer.result.state_dict()
-            runtime.first(lambda: _write_weights(run_dir, trainer, weights, names))
+            runtime.first(lambda: _write_weights(run_dir, trainer, weights))
     if finished:
         _say(runtime, f"finished in {trainer.seconds_so_far:.0f} s; next: python -m training.evaluate {quoted}")
     else:
@@ -111,7 +110,13 @@ def _recipe(job: Job) -> Recipe:
 
 
 def _build_trainer(
-    run_dir: Path, recipe: Recipe, runtime: Runtime, train: Loader, val: Loader, resume: bool
+    run_dir: Path,
+    recipe: Recipe,
+    runtime: Runtime,
+    train: Loader,
+    val: Loader,
+    names: list[str] | None,
+    resume: bool,
 ) -> Trainer:
     """All parts of a run, standing where its last checkpoint stood."""
     model = new_model(recipe.model, train.samples.classes)
@@ -126,7 +131,7 @@ def _build_trainer(
     model, optimizer = runtime.prepare(model, build_optimizer(model, recipe.optim), recipe.optim.clip)
     monitor = Monitor(run_dir, runtime.is_main, state["step"] if state else 0)
     stop = StopFile(run_dir, runtime)
-    trainer = Trainer(recipe, runtime, model, optimizer, train, val, checkpoints, monitor, stop)
+    trainer = Trainer(recipe, runtime, model, optimizer, train, val, checkpoints, monitor, stop, names)
     if state:
         trainer.load_state_dict(state)
     elif runtime.is_main:
@@ -154,22 +159,12 @@ def _is_finished(run_dir: Path, recipe: Recipe, resume: bool) -> bool:
 def _open_run(run_dir: Path, recipe: Recipe, samples: dict[str, Samples], held: contextlib.ExitStack) -> None:
     """Make the run directory, lock it, and say in it what the run is and which images it does without."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    held.enter_context(_lock(run_dir))
+    busy = f"{run_dir} is in use by another process; wait, or choose another --run-dir"
+    held.enter_context(alone(run_dir / ".lock", busy))
     save_recipe(recipe, run_dir / "config.yaml")
     for split, scanned in samples.items():
         if scanned.quarantined:
             scanned.write_quarantine(run_dir / f"quarantine-{split}.tsv")
-
-
-def _lock(run_dir: Path) -> IO[str]:
-    """Keep other processes out of a run directory for as long as the returned file is open."""
-    file = (run_dir / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ConfigError(f"{run_dir} is in use by another process; wait, or choose another --run-dir") from None
-    return file
 
 
 def _introduction(trainer: Trainer, reason: str) -> str:
@@ -184,7 +179,7 @@ def _introduction(trainer: Trainer, reason: str) -> str:
     )
 
 
-def _write_weights(run_dir: Path, trainer: Trainer, weights: dict[str, Tensor], names: list[str] | None) -> None:
+def _write_weights(run_dir: Path, trainer: Trainer, weights: dict[str, Tensor]) -> None:
     """Leave `model.safetensors`, which marks the run as finished, with what loaders and records need to know."""
     samples, model = trainer.train.samples, trainer.recipe.model
     metadata = {
@@ -199,8 +194,8 @@ def _write_weights(run_dir: Path, trainer: Trainer, weights: dict[str, Tensor], 
         "commit": trainer.commit,
         "hardware": hardware(trainer.runtime.world),
     }
-    if names:
-        metadata["class_names"] = json.dumps(names)
+    if trainer.board.names:
+        metadata["class_names"] = json.dumps(trainer.board.names)
     save_weights(run_dir / "model.safetensors", weights, metadata)
 
 

@@ -21,7 +21,9 @@ from PIL import Image
 from pipelines import packed
 from pipelines.batch import View
 from pipelines.build import build_loader
+from pipelines.class_names import class_names
 from pipelines.errors import DataError
+from pipelines.files import alone
 from pipelines.integrity import scan
 from pipelines.manifest import Manifest, read_split
 from pipelines.samples import Samples, content_hash
@@ -112,6 +114,16 @@ def test_only_some_classes(data_dir, out):
     a, b = loose(data_dir, labels=[0, 2]), opened(out, labels=[0, 2])
     assert a.fingerprint == b.fingerprint and b.classes == 2
     assert all((a.read(i) == b.read(i)).all() for i in range(len(a)))
+
+
+def test_classes_keep_their_names(data_dir, tmp_path):
+    """Also a name that begins as the images' folder does, where only some classes are packed, and on a copy."""
+    (data_dir / "classes.txt").write_text("dog\nimages cat\nimages images of prey\n")
+    packed.pack(data_dir, tmp_path / "packed", shard_mb=1)
+    packed.pack(data_dir, tmp_path / "two", shard_mb=1, labels="0,2")
+    assert class_names(tmp_path / "packed") == class_names(data_dir) == ["dog", "cat", "images of prey"]
+    assert class_names(tmp_path / "two") == class_names(data_dir, labels=[0, 2]) == ["dog", "images of prey"]
+    assert class_names(stage(tmp_path / "two", tmp_path / "node")) == ["dog", "images of prey"]
 
 
 def test_list_may_be_called_validation(data_dir, out, tmp_path):
@@ -394,7 +406,7 @@ def test_image_that_changes_after_the_scan_is_named(data_dir, tmp_path):
 
 def test_second_packer_is_turned_away(data_dir, tmp_path):
     (tmp_path / "out").mkdir()
-    with packed._alone_in(tmp_path / "out"), pytest.raises(DataError, match="another process"):
+    with alone(tmp_path / "out", "busy"), pytest.raises(DataError, match="another process"):
         packed.pack(data_dir, tmp_path / "out")
 
 

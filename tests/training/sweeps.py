@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from training.metrics import wilson
+from training.evaluation.metrics import wilson
 
 RGB_SETS = ["RGB", "RG", "RB", "GB", "R", "G", "B"]
 BANDS = [str(400 + 50 * i) for i in range(6)]

@@ -9,7 +9,7 @@ from tiny import train_args
 from training.config import ConfigError
 from training.drawings import channel_grid
 from training.evaluate import Evaluation
-from training.metrics import from_hex
+from training.evaluation.metrics import from_hex
 from training.records import read_record
 
 VOCABULARY = "450+530+610"

@@ -23,11 +23,12 @@ from training.board import Board, kernel_of, some_of
 from training.build import new_model
 from training.config import Model, Recipe, Schedule
 from training.drawings import RIGHT, WRONG, answers, confusion_picture, kernels, sized
-from training.metrics import confusion
+from training.evaluation.metrics import confusion
 from training.monitor import LAYOUT, Monitor, read_metrics
 from training.recipe_file import settings_that_matter
 
 RGB = ("R", "G", "B")
+NAMES = ["cat", "a dog of no particular breed whatsoever", "猫", "3", "4", "five"]
 BANDS = ("450", "490", "530", "570", "610", "650")
 
 
@@ -154,14 +155,20 @@ def test_matrix_is_darker_where_more_images_are(classes):
     """Half of class 0 is taken for class 1; all of class 1 is right; nobody has seen class 2."""
     counts = torch.zeros(classes, classes, dtype=torch.int64)
     counts[0, :2], counts[1, 1] = torch.tensor([4, 6]), 10
-    picture = confusion_picture(counts, "RG")
+    picture = confusion_picture(counts, "RG", [f"a class of the name {i}" for i in range(classes)])
     assert picture.dtype == np.uint8
     assert max(picture.shape) < 1200
     assert len(picture) > 300
-    cell, top, left = max(1, (300 if classes < 50 else 480) // classes), 48, 44
+    cell, top, left = max(1, (300 if classes < 50 else 480) // classes), 48, 104
     corners = picture[top : top + 3 * cell : cell, left : left + 3 * cell : cell].astype(int).sum(-1)
     assert corners[1, 1] < corners[0, 1] < corners[0, 0] < 3 * 255
     assert corners[1, 0] == corners[2, 1] == 3 * 255
+
+
+def near(picture: np.ndarray, ink: str) -> bool:
+    """Whether a picture holds a colour; the edges of letters are smoothed."""
+    rgb = [int(ink[i : i + 2], 16) for i in (1, 3, 5)]
+    return bool((np.abs(picture.astype(int) - rgb).sum(-1) < 8).any())
 
 
 @pytest.mark.parametrize("side", [32, 48, 84, 224])
@@ -169,14 +176,25 @@ def test_answers_say_right_or_wrong_by_word_and_colour(side):
     sets = ChannelSet.all_of(RGB)
     images = torch.zeros(3, 3, side, side)
     guesses = {chosen: [0, 1, 2] for chosen in sets} | {sets[-1]: [0, 5, 5]}
-    picture = answers(images, [0, 1, 2], guesses, RGB)
-    columns = np.array_split(picture[:, 60:], len(sets), axis=1)
+    picture = answers(images, [0, 1, 2], guesses, RGB, NAMES)
+    columns = np.array_split(picture[:, 104:], len(sets), axis=1)
     for chosen, column in zip(sets, columns, strict=True):
-        inks = {
-            ink: (column == [int(ink[i : i + 2], 16) for i in (1, 3, 5)]).all(-1).any() for ink in (RIGHT, WRONG)
-        }
+        inks = {ink: near(column, ink) for ink in (RIGHT, WRONG)}
         assert inks == {RIGHT: True, WRONG: chosen == sets[-1]}
     assert picture.size < 3 * 1000 * 1000
+
+
+def test_classes_go_by_their_names_cut_where_there_is_no_room():
+    sets, images = ChannelSet.all_of(RGB)[:1], torch.zeros(1, 3, 80, 80)
+    names = ["dog", "dig", "d" * 80, "d" * 90]
+    pictures = {name: answers(images, [0], {sets[0]: [1]}, RGB, ["cat", name]) for name in names}
+    assert not np.array_equal(pictures["dog"], pictures["dig"])
+    assert np.array_equal(pictures["d" * 80], pictures["d" * 90])
+    assert len({picture.shape for picture in pictures.values()}) == 1
+    counts = torch.eye(3, dtype=torch.int64)
+    rows = [confusion_picture(counts, "", [name, "x", "y"])[:, :100] for name in ("0", "dog", "d" * 80)]
+    assert (rows[0] != rows[1]).any(), "a name stands where it is not just the number"
+    assert (rows[2][:, 0] == 255).all(), "no name leaves the picture"
 
 
 @pytest.mark.parametrize("side", [32, 64, 80, 159, 160, 224, 500])
@@ -192,8 +210,8 @@ def test_answers_by_bands_have_room_for_their_names():
     sets = some_of(ChannelSet.all_of(BANDS))
     assert len(sets) == 8
     assert (len(sets[0]), len(sets[-1])) == (6, 1)
-    picture = answers(torch.randn(2, 6, 64, 64), [0, 1], {chosen: [0, 0] for chosen in sets}, BANDS)
-    one_line = answers(torch.randn(2, 6, 64, 64), [0, 1], {sets[-1]: [0, 0]}, BANDS)
+    picture = answers(torch.randn(2, 6, 64, 64), [0, 1], {chosen: [0, 0] for chosen in sets}, BANDS, NAMES)
+    one_line = answers(torch.randn(2, 6, 64, 64), [0, 1], {sets[-1]: [0, 0]}, BANDS, NAMES)
     assert len(picture) == len(one_line) + 16
 
 

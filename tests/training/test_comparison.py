@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipelines.errors import DataError
-from training.metrics import to_hex
+from training.evaluation.metrics import to_hex
 from training.reporting.comparison import (
     EXPERTS,
     answers,

@@ -1,6 +1,7 @@
 """The evaluator: against a plain loop, several runs at once, killed and resumed, failing, and what it leaves."""
 
 import csv
+import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -22,8 +23,8 @@ from pipelines import portable
 from pipelines.batch import Batch
 from pipelines.manifest import read_split
 from training.build import load_model
-from training.looks import Look, looks_at
-from training.metrics import decode_classes, from_hex
+from training.evaluation.looks import Look, looks_at
+from training.evaluation.metrics import decode_classes, from_hex
 from training.records import read_record
 from training.subsets import is_sample, scored_sets
 
@@ -187,10 +188,23 @@ def test_a_run_that_fails_alone_is_one_line(copy, program, capsys):
     assert f"error: {run}: FloatingPointError: its outputs" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_second_evaluation_of_a_run_is_refused_and_leaves_others_alone(copy, folder, program, capsys):
+    busy, free = copy("any"), copy("naive")
+    with (busy / ".sweep-test.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert program("evaluate", busy) == 2
+        assert "is being evaluated in the same way by another process; wait" in capsys.readouterr().err
+        assert program("evaluate", busy, free) == 1
+        assert said(free) == said(folder / "naive")
+        assert not (busy / "sweep-test.json").exists()
+    assert program("evaluate", busy) == 0
+    assert said(busy) == said(folder / "any")
+
+
 def evaluate_failing_on_one_rank(args: list[str]) -> None:
     """The networks of the run `raises` do, in the second batch of the last rank."""
-    from training import candidates
     from training import evaluate as program
+    from training.evaluation import candidates
 
     prepare = candidates.prepare
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.metrics import (
+from training.evaluation.metrics import (
     class_accuracy,
     confusion,
     decode_classes,
@@ -21,7 +21,7 @@ from training.metrics import (
     to_score,
     wilson,
 )
-from training.metrics import right as hits
+from training.evaluation.metrics import right as hits
 
 
 @given(st.data())

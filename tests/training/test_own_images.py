@@ -26,8 +26,8 @@ from pipelines.manifest import read_split
 from training import formats
 from training.build import load_model
 from training.cli import run_program
+from training.evaluation.metrics import from_hex
 from training.export import describe
-from training.metrics import from_hex
 from training.records import read_record
 from training.reporting.pictures import as_seen
 

@@ -8,7 +8,7 @@ from torch import nn
 from modeling.channels import ChannelSet
 from pipelines.batch import Batch
 from training.config import ConfigError
-from training.recalibrate import recalibrate
+from training.evaluation.recalibrate import recalibrate
 from training.records import read_record
 from training.runtime import Runtime
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.errors import DataError
-from training.metrics import decode_classes, from_hex
+from training.evaluation.metrics import decode_classes, from_hex
 
 Record = dict[str, Any]
 Records = Sequence[Record]

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from modeling.channels import ChannelSet, parse_names
-from training import metrics
+from training.evaluation import metrics
 from training.reporting.answers import Record, all_sets, class_names, labels, predictions
 from training.reporting.blocks import Cell, Rows, shaded
 

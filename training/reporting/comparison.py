@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from training.metrics import Z, mcnemar
+from training.evaluation.metrics import Z, mcnemar
 from training.reporting.answers import (
     EXPERTS,
     Answers,

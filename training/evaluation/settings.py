@@ -8,7 +8,7 @@ from typing import Literal
 import tyro
 
 from training.config import ConfigError
-from training.variants import Missing, Unknown
+from training.evaluation.variants import Missing, Unknown
 
 _LONGEST_NAME = 60  # characters of channel sets in the name of a record
 

@@ -19,11 +19,10 @@ from modeling.depth import audit
 from modeling.network import ChannelNet
 from pipelines.files import write_atomically
 from pipelines.samples import Samples
-from training.candidates import Candidate
 from training.config import Recipe
-from training.evaluation import Evaluation
-from training.looks import AS_IS, Look
-from training.metrics import (
+from training.evaluation.candidates import Candidate
+from training.evaluation.looks import AS_IS, Look
+from training.evaluation.metrics import (
     LABEL,
     PREDICTED,
     SEEN,
@@ -34,6 +33,7 @@ from training.metrics import (
     to_hex,
     to_score,
 )
+from training.evaluation.settings import Evaluation
 from training.monitor import read_metrics
 from training.recipe_file import portable, to_dict
 from training.records import provenance, write_record

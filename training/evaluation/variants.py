@@ -12,7 +12,7 @@ from modeling.dynamic_conv import SubsetBatchNorm2d
 from modeling.network import ChannelNet
 from training.build import descriptor, load_model
 from training.config import ConfigError, Recipe
-from training.looks import Look, looks_at
+from training.evaluation.looks import Look, looks_at
 from training.recipe_file import load_recipe
 from training.subsets import is_sample, scored_sets, trained_sets
 from training.sweep import specialise

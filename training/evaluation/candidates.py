@@ -16,14 +16,14 @@ from pipelines.errors import DataError
 from pipelines.samples import Samples
 from training.build import load_samples, make_loader
 from training.config import Data, Recipe
-from training.evaluation import Evaluation
-from training.looks import Look
-from training.partial import Partial
-from training.recalibrate import recalibrate
+from training.evaluation.looks import Look
+from training.evaluation.partial import Partial
+from training.evaluation.recalibrate import recalibrate
+from training.evaluation.settings import Evaluation
+from training.evaluation.variants import load_with, networks_for, say_what_has_no_norm, say_what_is_sampled
 from training.recipe_file import load_recipe
 from training.records import commit
 from training.runtime import Runtime
-from training.variants import load_with, networks_for, say_what_has_no_norm, say_what_is_sampled
 
 
 @dataclass(frozen=True, eq=False)
