@@ -23,7 +23,7 @@ from training.config import ConfigError
 from training.records import read_record
 from training.reporting.answers import Record, check_same_images
 from training.reporting.canvas import on_white
-from training.reporting.figures import accuracy_by_set
+from training.reporting.figures import accuracy_by_cost, accuracy_by_set
 from training.reporting.page import page
 from training.reporting.pdf import find_browser, print_page
 from training.reporting.sections import sections, summary
@@ -49,7 +49,9 @@ class Report:
     pdf: bool = False
     """Print the page as PDF too, beside it; wants Chromium or Chrome."""
     figure: Path | None = None
-    """Instead of a page: write the picture of accuracy by channel set to this SVG file."""
+    """Instead of a page: write a picture to this SVG file."""
+    of: Literal["sets", "networks"] = "sets"
+    """What the picture shows: accuracy by channel set, or accuracy of networks against their depth and cost."""
     update: Path | None = None
     """Instead of a page: make the tables in this Markdown file anew, each between the lines
     <!-- results: RECORD RECORD… --> and <!-- /results -->; records are named relative to the file. Instead of
@@ -73,7 +75,7 @@ def main(job: Report) -> None:
         raise DataError("no run directory given; evaluate one with python -m training.evaluate RUN_DIR")
     records = [read_record(_record_file(source, job.split)) for source in job.sources]
     if job.figure:
-        write_atomically(job.figure, on_white(accuracy_by_set(records)))
+        write_atomically(job.figure, on_white(_FIGURES[job.of](records)))
         print(f"wrote {job.figure}")
         return
     _write_page(job, _told_apart(records, job.sources))
@@ -100,6 +102,7 @@ def _write_page(job: Report, records: Sequence[Record]) -> None:
         print(f"next: python -m training.export {shlex.quote(str(run_dir))}")
 
 
+_FIGURES = {"sets": accuracy_by_set, "networks": accuracy_by_cost}
 _TITLE = "Any set of channels"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.errors import DataError
 from training.reporting.answers import all_sets
 from training.reporting.canvas import SCALE, Axes, AxesImage, Figure, LogNorm, Normalize, Rectangle, style, svg
 
@@ -41,6 +42,87 @@ def accuracy_by_set(records: Sequence[dict[str, Any]]) -> str:
         axes.set_ylabel(f"{records[0]['split']} top-1 accuracy, %")
         axes.legend(frameon=False, loc="upper right", ncols=len(records), bbox_to_anchor=(1, 1.15))
         return svg(figure)
+
+
+def accuracy_by_cost(records: Sequence[dict[str, Any]]) -> str:
+    """Top-1 accuracy of networks, with 95 % intervals, against their depth and what they cost.
+
+    Networks are compared on the channel set that the first was scored on first; lines mark parts of its accuracy.
+
+    Args:
+        records: of sweeps; a record of `benchmark networks` among them adds the panel of latencies.
+
+    Raises:
+        DataError: a network was not scored on that set, or its depth is not known.
+    """
+    sweeps = [record for record in records if record["kind"] == "sweep"]
+    chosen = next(iter(sweeps[0]["scores"]))
+    for record in sweeps:
+        if chosen not in record["scores"] or not record["cost"]["depth"]:
+            raise DataError(
+                f"the record of {record['name']} has no accuracy on {chosen}, or no depth; make it with "
+                "training.evaluate, without --channel-sets and --unknown"
+            )
+    panels = costs_of(sweeps, chosen) | _latencies(records, [r["name"] for r in sweeps])
+    columns = 3 if len(panels) > 4 else 2
+    with style():
+        figure = Figure(figsize=(8, 2.5 * -(-len(panels) // columns)), layout="constrained")
+        axes = figure.subplots(-(-len(panels) // columns), columns, sharey=True, squeeze=False)
+        for panel, (label, costs) in zip(axes.flat, panels.items(), strict=False):
+            _draw_costs(panel, label, costs, [r["scores"][chosen] for r in sweeps], [r["name"] for r in sweeps])
+        for unused in axes.flat[len(panels) :]:
+            unused.set_axis_off()
+        for first in axes[:, 0]:
+            first.set_ylabel(f"{sweeps[0]['split']} top-1, %")
+        figure.legend(
+            *axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+        )
+        return svg(figure)
+
+
+def costs_of(sweeps: Sequence[dict[str, Any]], chosen: str) -> dict[str, list[float]]:
+    """By the name of a cost what each network takes of it on a channel set."""
+    costs = [(record["cost"]["depth"], record["cost"]["sets"][chosen]) for record in sweeps]
+    return {
+        **{text: [depth[key] for depth, _ in costs] for key, text in _DEPTHS.items()},
+        "parameters, millions": [cost["parameters"] / 1e6 for _, cost in costs],
+        "multiply-adds, millions": [cost["macs"] / 1e6 for _, cost in costs],
+    }
+
+
+_DEPTHS = {"d1": "D1: learned maps on the path", "d2": "D2: affine maps"}
+_PARTS = {1.0: "solid", 0.95: "dashed", 0.9: "dotted"}  # of the first network's accuracy
+_TICKS = [figure * 10.0**power for power in range(-3, 6) for figure in (1, 2, 5)]
+_SYMBOLS = "os^DvPX*<>hp"
+
+
+def _latencies(records: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, list[float | None]]:
+    """Milliseconds for one image, where they were measured."""
+    found: dict[str, float] = {}
+    for record in records:
+        if record["kind"] == "benchmark networks":
+            rows = record["parts"]["inference, one image"]["summary"]
+            found |= {name: 1000 / row["images_per_s"]["median"] for name, row in rows.items()}
+    return {"latency of one image, ms": [found.get(name) for name in names]} if found else {}
+
+
+def _draw_costs(
+    axes: Axes, label: str, costs: Sequence[float | None], scores: Sequence[dict[str, Any]], names: Sequence[str]
+) -> None:
+    for part, line in _PARTS.items():
+        height, told = 100 * part * scores[0]["accuracy"], f"{part:g} × {names[0]}"
+        axes.axhline(height, color="#7f7f7f", linewidth=0.7, linestyle=line, label=told)
+    for i, (x, score, name) in enumerate(zip(costs, scores, names, strict=True)):
+        if x is not None:
+            middle, low, high = (100 * score[key] for key in ("accuracy", "low", "high"))
+            colour, symbol = COLOURS[i % len(COLOURS)], _SYMBOLS[i % len(_SYMBOLS)]
+            axes.errorbar(x, middle, [[middle - low], [high - middle]], fmt=symbol, color=colour, label=name)
+    known = [x for x in costs if x is not None]
+    axes.set_xscale("log")
+    axes.set_xlabel(label)
+    axes.set_xticks([x for x in _TICKS if min(known) / 1.2 <= x <= max(known) * 1.2], minor=False)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
 
 
 def receptive_fields(records: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,65 @@
+"""Pictures for documents: what is drawn, and what is refused."""
+
+import json
+import re
+
+import pytest
+from sweeps import made_up
+
+from training.reporting.figures import accuracy_by_cost, costs_of
+
+DEPTHS = {"deep": {"d1": 34, "d2": 34}, "flat": {"d1": 4, "d2": 4}}
+
+
+def network(name: str, **more) -> dict:
+    record = made_up(name, seed=len(name), **more)
+    return {**record, "cost": {**record["cost"], "depth": DEPTHS.get(name, {})}}
+
+
+def speeds(**images_per_s: float) -> dict:
+    rows = {name: {"images_per_s": {"median": rate}} for name, rate in images_per_s.items()}
+    return {"kind": "benchmark networks", "parts": {"inference, one image": {"summary": rows}}}
+
+
+def panels(svg: str) -> list[str]:
+    return [text for text in re.findall(r"<text[^>]*>([^<]+)</text>", svg) if re.search("map|million|ms", text)]
+
+
+def test_costs_are_those_of_the_records():
+    deep, flat = network("deep"), network("flat")
+    flat["cost"]["sets"]["RGB"] |= {"parameters": 2_500_000, "macs": 7 * 10**6}
+    found = costs_of([deep, flat], "RGB")
+    assert list(found.values()) == [[34, 4], [34, 4], [0.003, 2.5], [3, 7]]
+
+
+def test_each_network_is_drawn_in_each_panel_that_knows_its_cost():
+    both = [network("deep"), network("flat")]
+    plain, timed = accuracy_by_cost(both), accuracy_by_cost([*both, speeds(deep=50.0)])
+    assert len(panels(plain)) == 4
+    assert panels(timed) == [*panels(plain), "latency of one image, ms"]
+    for name in ("deep", "flat", "0.9 × deep", "test top-1, %"):
+        assert f">{name}</text>" in plain
+    bars = [svg.count("LineCollection") for svg in (accuracy_by_cost(both[:1]), plain, timed)]
+    assert bars == [4 + 1, 8 + 2, 9 + 2]  # an interval in each panel and in the key; one speed was not measured
+
+
+def test_written_by_the_program(tmp_path, program, capsys):
+    files = [tmp_path / f"{name}.json" for name in DEPTHS]
+    for file in files:
+        file.write_text(json.dumps(network(file.stem)))
+    out = tmp_path / "networks.svg"
+    assert program("report", *files, "--figure", out, "--of", "networks") == 0
+    assert out.read_text().startswith("<svg")
+    files[1].write_text(json.dumps(network("unknown")))
+    out.unlink()
+    assert program("report", *files, "--figure", out, "--of", "networks") == 2
+    assert "the record of unknown has no accuracy on RGB, or no depth" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("sets", [["R", "G"], ["RG"]])
+def test_network_without_that_channel_set_is_refused(sets):
+    from pipelines.errors import DataError
+
+    with pytest.raises(DataError, match="the record of flat has no accuracy on RGB"):
+        accuracy_by_cost([network("deep"), network("flat", sets=sets)])
