@@ -17,7 +17,7 @@ from training.benchmarks.harness import measure, shares, summary
 from training.benchmarks.loader import PLAIN
 from training.benchmarks.sweep import DECODING, EACH, FORWARD, SWEEP, ratios
 from training.records import read_record
-from training.reporting.benchmarks import loader_rows, network_rows, stem_rows
+from training.reporting.benchmarks import loader_rows, network_rows, stem_note, stem_rows
 from training.reporting.tables import cost_rows, results
 
 QUICK = ("--size", "32", "--batch-size", "8", "--rounds", "2", "--seconds", "0.01", "--threads", "1")
@@ -91,7 +91,7 @@ def test_stems_are_compared_with_an_ordinary_network_on_each_set(stem_record, mo
     for parts in record["parts"].values():
         assert tuple(parts) == KINDS
         for part in parts.values():
-            assert list(part["rates"]) == ["plain", "any-channel", "zero-fill"]
+            assert list(part["rates"]) == ["plain", "plain, again", "any-channel", "zero-fill"]
             assert min(rates[0] for rates in part["rates"].values()) > 0
     for part in record["kernels"].values():  # zero-fill's kernel is a weight as it stands
         assert list(part["rates"]) == ["forward pass", "any-channel"]
@@ -104,8 +104,9 @@ def test_table_of_stems(stem_record):
     record = stem_record()
     head, *rows = stem_rows([record])
     assert head == ["time ÷ plain", "channels", *KINDS, "kernel alone, % of a forward pass"]
-    named = [("any-channel", "RG"), ("any-channel", "B"), ("zero-fill", "RG"), ("zero-fill", "B")]
-    assert [(row[0].split()[0], row[1]) for row in rows] == named
+    names = ["plain, again", "any-channel", "zero-fill"]
+    assert [row[:2] for row in rows] == [[f"{name} resnet10", chosen] for name in names for chosen in ("RG", "B")]
+    rows = rows[2:]
     rates = record["parts"]["B"]["training step"]["rates"]
     assert rows[1][2].startswith(f"{rates['plain'][0] / rates['any-channel'][0]:.2f} (")  # time, not speed
     assert rows[1][-1].startswith(f"{record['kernels']['B']['percent']['any-channel']['median']:.2f} (")
@@ -137,6 +138,13 @@ def test_one_network_at_a_time_is_in_memory(stem_record, monkeypatch):
 def test_a_set_that_no_image_has_is_one_line(program, capsys):
     assert program("benchmark", "stem", *SMALL, "--sets", "RX") == 2
     assert "--sets RX: unknown channel" in capsys.readouterr().err
+
+
+def test_time_is_the_processors_where_that_is_wanted(stem_record, program, tmp_path):
+    file, one = tmp_path / "stem.json", ("--stems", "any-channel", "--sets", "B", "--clock", "processor")
+    assert program("benchmark", "stem", *SMALL, *one, "--record", file) == 0
+    assert "1 rounds of 0.01 s of the processor's time on" in stem_note([read_record(file)])
+    assert "processor" not in stem_note([stem_record()])
 
 
 def test_ratios_are_taken_within_a_round():

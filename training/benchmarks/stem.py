@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from modeling.channels import ChannelSet
 from modeling.network import ChannelNet
 from modeling.zoo import BodyName, StemName
-from training.benchmarks.harness import Contender, measure, shares, show, show_shares, summary
+from training.benchmarks.harness import Clock, Contender, measure, shares, show, show_shares, summary
 from training.benchmarks.steps import CLASSES, WARM_UP, forward_passes, noise, training_steps
 from training.build import new_model
 from training.config import ConfigError, Model
@@ -23,6 +23,7 @@ from training.records import provenance, write_record
 from training.runtime import Runtime
 
 PLAIN: StemName = "plain"  # an ordinary network on exactly the channels of the set
+AGAIN = "plain, again"  # how far apart these two are is chance
 FORWARD = "forward pass"  # of the ordinary network with its norm folded in
 
 
@@ -44,10 +45,14 @@ class StemBenchmark:
     """How often each is timed."""
     seconds: float = 1.0
     """How long each is timed in a round."""
+    clock: Clock = "wall"
+    """What counts as time: the wall's, or the processor's, which stands still while other programs have it."""
     record: Path | None = None
     """Where to keep the result as a record."""
 
     def __post_init__(self) -> None:
+        if torch.cuda.is_available() and self.clock != "wall":
+            raise ConfigError(f"--clock {self.clock} does not see what a GPU does; leave it out")
         for name in self.sets:
             try:
                 ChannelSet.parse(name, Model().channels)
@@ -80,7 +85,9 @@ class StemBenchmark:
 
     def _part(self, title: str, start: "_Start", channels: ChannelSet, runtime: Runtime) -> dict[str, Any]:
         """All stems and the ordinary network at one kind of work on one channel set."""
-        rates = self._measure({name: self._contender(start, name, channels, runtime) for name in self._names()})
+        stems = {PLAIN: PLAIN, AGAIN: PLAIN} | {name: name for name in self.stems}
+        contenders = {name: self._contender(start, stem, channels, runtime) for name, stem in stems.items()}
+        rates = self._measure(contenders)
         rows = summary(rates, PLAIN)
         show(f"{title}: {self._setting()}", rows, PLAIN)
         return {"rates": rates, "summary": rows}
@@ -96,16 +103,13 @@ class StemBenchmark:
         show_shares(f"kernel alone, {channels}: {self._setting()}", percent, FORWARD)
         return {"rates": rates, "percent": percent}
 
-    def _names(self) -> tuple[StemName, ...]:
-        return (PLAIN, *self.stems)
-
     def _contender(
         self, start: "_Start", stem: StemName, channels: ChannelSet, runtime: Runtime
     ) -> Callable[[], Contender]:
         return lambda: start(self, self.network(stem, channels), channels, runtime)
 
     def _measure(self, contenders: Mapping[str, Callable[[], Contender]]) -> dict[str, list[float]]:
-        return measure(contenders, rounds=self.rounds, seconds=self.seconds, warm_up=WARM_UP)
+        return measure(contenders, rounds=self.rounds, seconds=self.seconds, warm_up=WARM_UP, clock=self.clock)
 
     def _setting(self) -> str:
         return f"{self.body} at {self.size} px, {self.batch_size} images"

@@ -44,7 +44,8 @@ def stem_rows(records: Records) -> Rows:
     kinds = list(next(iter(records[0]["parts"].values())))
     rows = [["time ÷ plain", "channels", *kinds, "kernel alone, % of a forward pass"]]
     for record in records:
-        for name in record["settings"]["stems"]:
+        first = next(iter(record["parts"].values()))[kinds[0]]["summary"]
+        for name in (name for name in first if name != record["baseline"]):
             for chosen, parts in record["parts"].items():
                 times = [_time(parts[kind]["summary"][name]["ratio"]) for kind in kinds]
                 percent = record["kernels"][chosen]["percent"].get(name)
@@ -90,9 +91,10 @@ def network_note(records: Records) -> str:
 
 def _setting(record: dict[str, Any]) -> str:
     settings, made = record["settings"], record["provenance"]
+    clock = " of the processor's time" if settings.get("clock") == "processor" else ""
     return (
         f"{record['name']} at {settings['size']} px, {settings['batch_size']} images, {record['precision']}, "
-        f"{settings['rounds']} rounds of {settings['seconds']:g} s on {made['hardware']}, "
+        f"{settings['rounds']} rounds of {settings['seconds']:g} s{clock} on {made['hardware']}, "
         f"{settings['threads']} threads, at commit {made['commit'][:12]}"
     )
 
