@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import download
+from pipelines import download, transfer, unpack
+from pipelines.cli import run_program
 from pipelines.errors import DataError
 
 FILES = {
@@ -123,7 +124,16 @@ def proxy_off(monkeypatch):
 
 def fetch(server: Server, folder: Path, waits: list[float] | None = None, **options) -> bytes:
     waits = [] if waits is None else waits
-    return download.download(server.url, folder / "images.zip", wait=waits.append, **options).read_bytes()
+    return transfer.download(server.url, folder / "images.zip", wait=waits.append, **options).read_bytes()
+
+
+def program(args: list[str]) -> int:
+    """Runs `python -m pipelines.download ARGS` in this process; returns its exit status."""
+    try:
+        run_program(lambda: download.main(download.parse(args)))
+    except SystemExit as stop:
+        return stop.code
+    return 0
 
 
 def names(folder: Path) -> list[str]:
@@ -193,7 +203,7 @@ def test_a_part_of_another_url_is_not_continued(server, tmp_path):
     with pytest.raises(DataError):
         fetch(server, tmp_path, retries=0)
     other = server.url.replace("token=x", "token=y")
-    assert download.download(other, tmp_path / "images.zip").read_bytes() == ZIP
+    assert transfer.download(other, tmp_path / "images.zip").read_bytes() == ZIP
     assert server.ranges == [None, None]
 
 
@@ -250,7 +260,7 @@ def test_a_login_page_instead_of_the_zip_is_refused(server, tmp_path):
 def test_no_server(server, tmp_path):
     url = "http://127.0.0.1:1/images.zip"
     with pytest.raises(DataError, match=f"refused.*copy the zip by hand to {tmp_path / 'images.zip'}"):
-        download.download(url, tmp_path / "images.zip", retries=1, wait=lambda _: None)
+        transfer.download(url, tmp_path / "images.zip", retries=1, wait=lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +395,7 @@ def test_an_interrupted_unpacking_leaves_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     archive = write_zip(tmp_path, FILES)
-    monkeypatch.setattr(download, "_contents", fault)
+    monkeypatch.setattr(unpack, "_contents", fault)
     with pytest.raises(KeyboardInterrupt):
         download.fetch_dataset(tmp_path / "out", archive=archive)
     assert names(tmp_path) == ["my.zip"]
@@ -411,7 +421,7 @@ def test_another_archive_does_not_pass_for_the_one_unpacked(tmp_path):
 
 def test_download_and_unpack_by_command(server, tmp_path, capsys):
     out = tmp_path / "data" / "mini imagenet"
-    assert download.main([str(out), "--url", server.url, "--sha256", hashlib.sha256(ZIP).hexdigest()]) == 0
+    assert program([str(out), "--url", server.url, "--sha256", hashlib.sha256(ZIP).hexdigest()]) == 0
     said = capsys.readouterr().out
     assert f"next: python -m training.train mini-imagenet --data.path '{out}'" in said
     assert "missing" not in said
@@ -420,7 +430,7 @@ def test_download_and_unpack_by_command(server, tmp_path, capsys):
 
 def test_a_zip_copied_by_hand_is_found(tmp_path):
     (tmp_path / "images.zip").write_bytes(ZIP)
-    assert download.main([str(tmp_path / "out"), "--url", "http://127.0.0.1:1/images.zip"]) == 0
+    assert program([str(tmp_path / "out"), "--url", "http://127.0.0.1:1/images.zip"]) == 0
     assert (tmp_path / "out" / "train.txt").is_file()
 
 
@@ -428,18 +438,18 @@ def test_a_zip_copied_by_hand_is_found(tmp_path):
 def test_lists_are_found_one_folder_below(tmp_path, capsys, val):
     files = {f"set/{name.replace('val.txt', val)}": data for name, data in FILES.items()}
     archive = write_zip(tmp_path, files)
-    assert download.main([str(tmp_path / "out"), "--archive", str(archive)]) == 0
+    assert program([str(tmp_path / "out"), "--archive", str(archive)]) == 0
     assert f"--data.path {tmp_path / 'out' / 'set'}\n" in capsys.readouterr().out
 
 
 def test_missing_lists_are_said(tmp_path, capsys):
     archive = write_zip(tmp_path, {"images/c00/a.JPEG": b"x", "train.txt": b"images/c00/a.JPEG 0\n"})
-    assert download.main([str(tmp_path / "out"), "--archive", str(archive)]) == 0
+    assert program([str(tmp_path / "out"), "--archive", str(archive)]) == 0
     assert "lists are missing" in capsys.readouterr().out
 
 
 def test_errors_are_one_line_with_status_2(tmp_path, capsys):
-    assert download.main([str(tmp_path / "out"), "--archive", str(tmp_path / "none.zip")]) == 2
+    assert program([str(tmp_path / "out"), "--archive", str(tmp_path / "none.zip")]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ")
@@ -451,5 +461,5 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(download, "fetch_dataset", fault)
-    assert download.main([str(tmp_path / "out")]) == 130
-    assert "rerun" in capsys.readouterr().err
+    assert program([str(tmp_path / "out")]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
