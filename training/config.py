@@ -293,7 +293,7 @@ class Schedule:
     eval_epochs: int = 5
     """Epochs between sweeps over the validation list; the last epoch always ends with one."""
     log_steps: int = 20
-    """Optimizer steps between log lines."""
+    """Optimizer steps between log lines, where all ranks meet and stop if one has no batches any more."""
     picture_sweeps: int = 3
     """Sweeps over the validation list between pictures for TensorBoard: images with their answers, kernels,
     confusion matrices. The first and the last sweep make some too; 0: none."""

@@ -21,6 +21,7 @@ from training.checkpoint import Checkpoints
 from training.config import Recipe
 from training.distill import Teacher
 from training.evaluation.metrics import Score
+from training.feed import Feed
 from training.memory import Rehearsed, parts_that_fit
 from training.meter import Meter, memory
 from training.monitor import Monitor
@@ -84,6 +85,7 @@ class Trainer:
         self.commit = commit()  # of the code as the run started; it may change underneath
         self.seconds = 0.0  # spent training so far, over all runs that resumed one another
         self._started = time.perf_counter()
+        self._feed = Feed(runtime)
         self._meter = self._new_meter()
         self._last: dict[str, float] = {}
         self._saved = 0  # step of the newest checkpoint
@@ -139,7 +141,7 @@ class Trainer:
         """Train; yields after every optimizer step, when the run is whole and may be saved."""
         schedule = self.recipe.schedule
         while self.train.epoch < schedule.epochs:
-            for batch in self._timed(self.train):
+            for batch in self._timed():
                 self._train_step(batch)
                 self.profiler.after(self.step)
                 if self.step % schedule.log_steps == 0 or self.step == self.steps:
@@ -229,6 +231,7 @@ class Trainer:
         return improved
 
     def _log(self) -> None:
+        self._feed.meet()
         values = self._meter.read(self.runtime)
         self._check_finite(values)
         lr = self.optimizer.param_groups[0]["lr"]
@@ -259,9 +262,11 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: the weights are not worth keeping.
+            DataError: a loader has failed meanwhile.
         """
         if self.step == self._saved:
             return
+        self._feed.meet()
         self._check_finite(self._meter.read(self.runtime))  # nothing poisoned is saved
         weights, state = self.runtime.weights(self.model), self.state_dict()
         if self.runtime.is_main:
@@ -269,9 +274,9 @@ class Trainer:
             self.checkpoints.save(self.step, weights, state, best)
         self._saved = self.step
 
-    def _timed(self, batches: Loader) -> Iterator[Batch]:
-        """Count the time that the loop waits for the loader."""
-        iterator = self.runtime.batches(batches)
+    def _timed(self) -> Iterator[Batch]:
+        """The rest of the epoch; counts the time that the loop waits for the loader."""
+        iterator = self._feed.batches(self.train, self.steps_per_epoch - self.step % self.steps_per_epoch)
         while True:
             start = time.perf_counter()
             batch = next(iterator, None)

@@ -222,10 +222,14 @@ class Runtime:
             raise FailedElsewhere(f"rank {int(failed) - 1} failed")
         return result
 
+    def meet(self, work: Callable[[], T]) -> T:
+        """Let each rank do some work as `together` does; who does not come within `patience` is lost."""
+        return self.together(work, self._pulse)
+
     def batches(self, batches: Iterable[T]) -> Iterator[T]:
         """Go through batches, as many on every rank; where one rank's loader fails, all stop at that batch."""
         iterator = iter(batches)
-        while (batch := self.together(lambda: next(iterator, None), self._pulse)) is not None:
+        while (batch := self.meet(lambda: next(iterator, None))) is not None:
             yield batch
 
     @contextmanager

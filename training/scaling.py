@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from modeling.cost import count_activations, count_macs, count_parameters
 from modeling.zoo import BodyName, build_model
 from training.cli import run_program
+from training.config import Schedule
 from training.records import provenance, read_record, write_record
 
 # --- memory ----------------------------------------------------------------------------------------------
@@ -128,6 +129,7 @@ class Work:
 # part of the bandwidth that is left. Source: NVIDIA/nccl, src/graph/tuning.cc.
 _RING = (10.0e-6, 1.9e-6, 4.0e-6, 0.92)
 _TREE = (4.4e-6, 1.2e-6, 8.5e-6, 0.92 * 0.9)
+MEETING = Schedule.log_steps  # steps between two meetings of the ranks
 _FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20  # bytes; defaults of DistributedDataParallel
 
 
@@ -167,21 +169,20 @@ def compute_seconds(work: Work, cluster: Cluster) -> float:
 
 
 def agreement_seconds(ranks: int, cluster: Cluster) -> float:
-    """Of the ranks' agreement that all of them have a batch, a ring of single numbers, once a step."""
+    """Of the ranks' agreement that all of them have their batches, a ring of single numbers."""
     return 2 * (ranks - 1) * cluster.hop
 
 
-def step_seconds(work: Work, nodes: int, cluster: Cluster, *, agree: bool = True) -> dict[str, float]:
+def step_seconds(work: Work, nodes: int, cluster: Cluster, *, meet_every: int = MEETING) -> dict[str, float]:
     """What each part of the machine needs for a step. They work at the same time: the slowest sets the pace.
 
     Args:
         work: of each GPU.
         nodes: how many.
         cluster: of which kind.
-        agree: whether the ranks agree in every step.
+        meet_every: after how many steps the ranks agree, see `training.feed`.
     """
-    ranks = nodes * cluster.gpus
-    agreement = agreement_seconds(ranks, cluster) if agree else 0.0
+    agreement = agreement_seconds(nodes * cluster.gpus, cluster) / meet_every
     return {
         "GPU": compute_seconds(work, cluster) + exposed_seconds(work, nodes, cluster),
         "host": work.kernels * cluster.launch + agreement,
@@ -189,9 +190,10 @@ def step_seconds(work: Work, nodes: int, cluster: Cluster, *, agree: bool = True
     }
 
 
-def efficiency(work: Work, nodes: int, cluster: Cluster, *, agree: bool = True) -> float:
+def efficiency(work: Work, nodes: int, cluster: Cluster, *, meet_every: int = MEETING) -> float:
     """Speed of a GPU among all over that of one which nothing holds up."""
-    return compute_seconds(work, cluster) / max(step_seconds(work, nodes, cluster, agree=agree).values())
+    slowest = max(step_seconds(work, nodes, cluster, meet_every=meet_every).values())
+    return compute_seconds(work, cluster) / slowest
 
 
 # --- the table -------------------------------------------------------------------------------------------
@@ -230,7 +232,8 @@ class Scaling:
         hop = message_seconds(read_record(self.ranks))
         record = predict(self.body, decoded, hop)
         for row in record["rows"]:
-            print(" ".join(f"{key}={value}" for key, value in row.items()))
+            cells = (f"{n} GPUs {cell['efficiency']:.2f} {cell['limit']}" for n, cell in row["gpus"].items())
+            print(f"{row['network']}, {row['size']} px, {row['images']} images: {', '.join(cells)}")
         if self.record:
             write_record(self.record, record)
 
@@ -306,7 +309,7 @@ def _row(facts: dict[str, Any], size: int, images: int, cluster: Cluster) -> dic
             "limit": max(seconds, key=seconds.get),
             "exposed": exposed_seconds(work, nodes, cluster),
             "efficiency": efficiency(work, nodes, cluster),
-            "efficiency without agreement": efficiency(work, nodes, cluster, agree=False),
+            "efficiency, meeting in every step": efficiency(work, nodes, cluster, meet_every=1),
         }
     alone = images / compute_seconds(work, cluster)
     return {"network": cluster.name, "size": size, "images": images, "images_per_s alone": alone, "gpus": cells}

@@ -70,11 +70,11 @@ def test_only_what_the_backward_pass_does_not_hide_counts():
 def test_the_slowest_part_sets_the_pace():
     seconds = step_seconds(WORK, 1, NODE)
     assert seconds["GPU"] == pytest.approx(0.02 + exposed_seconds(WORK, 1, NODE))
-    assert seconds["host"] == pytest.approx(500 * 5e-6 + 14e-5)
+    assert seconds["host"] == pytest.approx(500 * 5e-6 + 14e-5 / 20)  # the ranks meet every twenty steps
     assert seconds["data"] == pytest.approx(8 * 100 / 40_000)
     assert agreement_seconds(512, NODE) == pytest.approx(1022e-5)
     assert efficiency(replace(WORK, decoded=200.0), 1, NODE) == pytest.approx(0.5)
-    assert efficiency(WORK, 640, NODE) < efficiency(WORK, 640, NODE, agree=False)
+    assert efficiency(WORK, 640, NODE, meet_every=1) < efficiency(WORK, 640, NODE)
 
 
 def test_predictions_in_the_docs_are_those_of_this_code():
@@ -107,5 +107,4 @@ def test_table_names_what_sets_the_pace():
     head, *rows = scaling_rows([record])
     assert len(rows) == 2 * 2 * len(IMAGES)
     assert len(head) == len(rows[0])
-    assert rows[0][-1].split()[1] == "host"  # agreeing around a ring of 512
-    assert rows[0][-1].endswith(")")
+    assert float(rows[0][-1].split("(")[1].rstrip(")")) < 0.5 * float(rows[0][-1].split()[0])  # a ring of 512
