@@ -90,11 +90,9 @@ def find_list(folder: Path, split: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     wanted = " or ".join(LIST_NAMES[split])
-    made = "" if any(has_list(folder, other) for other in LIST_NAMES) else _HOW_LISTS_ARE_MADE
-    raise DataError(f"{folder}: no {wanted}; write one row 'PATH LABEL' per image into it{made}")
-
-
-_HOW_LISTS_ARE_MADE = ", or, of one folder of images for each class, have it made by python -m pipelines.lists"
+    bare = not any(has_list(folder, other) for other in LIST_NAMES)
+    maker = "; where each class has a folder of images, python -m pipelines.lists makes it" if bare else ""
+    raise DataError(f"{folder}: no {wanted}; write one row 'PATH LABEL' per image into it{maker}")
 
 
 def read_manifest(list_file: Path, root: Path | None = None, classes: int | None = None) -> Manifest:
