@@ -86,7 +86,10 @@ def prepare(run_dir: Path, job: Evaluation, samples: Samples, runtime: Runtime) 
             f"{samples.classes}; name the right folder with --data"
         )
     if job.data and "class_names" in metadata:
-        runtime.first(lambda: _compare_names(run_dir, json.loads(metadata["class_names"]), recipe.data))
+        # On every rank by itself: one may have failed above, and would not answer.
+        note = _compare_names(run_dir, json.loads(metadata["class_names"]), recipe.data)
+        if note and runtime.is_main:
+            print(f"note: {note}", file=sys.stderr)
     networks, stand_ins = networks_for(
         model.to(runtime.device),
         job.channel_sets,
@@ -105,8 +108,8 @@ def prepare(run_dir: Path, job: Evaluation, samples: Samples, runtime: Runtime) 
     return Candidate(run_dir, recipe, model.cpu(), metadata, networks, stand_ins, channels)
 
 
-def _compare_names(run_dir: Path, trained: list[str], data: Data) -> None:
-    """Lists elsewhere may number other classes: answers to those would count, and mean nothing.
+def _compare_names(run_dir: Path, trained: list[str], data: Data) -> str | None:
+    """What to say if lists elsewhere number other classes: answers to those would count, and mean nothing.
 
     Raises:
         DataError: they number the same classes in another order.
@@ -114,14 +117,14 @@ def _compare_names(run_dir: Path, trained: list[str], data: Data) -> None:
     try:
         found = class_names(data.path, data.chosen_labels)
     except DataError:  # no list of training images there; it names the classes, and is not needed otherwise
-        return
+        return None
     if found is None or found == trained or len(found) != len(trained):
-        return
+        return None
     i = next(i for i, name in enumerate(found) if name != trained[i])
     said = f"class {i} is {trained[i]!r} in {run_dir}, but {found[i]!r} in {data.path}"
     if sorted(found) == sorted(trained):
         raise DataError(f"{said}; number the classes there as in training, or name the right folder with --data")
-    print(f"note: {said}; is --data the right folder?", file=sys.stderr)
+    return f"{said}; is --data the right folder?"
 
 
 def partial_of(candidate: Candidate, job: Evaluation, samples: Samples, loader: Loader, precision: str) -> Partial:
