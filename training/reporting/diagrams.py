@@ -71,7 +71,7 @@ def losses(models: Sequence[tuple[Mark, Mapping[str, Any]]]) -> str:
             epoch = _steps_per_epoch(record["history"])
             rows = [(row["step"] / epoch, row["train/loss"]) for row in record["history"] if "train/loss" in row]
             axes.plot(*_columns(rows), color=mark.colour)
-        axes.set_xlabel("epoch")
+        _name_epochs(axes)
         axes.set_ylabel("training loss")
 
     return panel(plot)
@@ -86,10 +86,15 @@ def validations(models: Sequence[tuple[Mark, Mapping[str, Any]]]) -> str:
             symbol = _SYMBOLS[mark.symbol]
             axes.plot(*_columns(best), color=mark.colour, marker=symbol)
             axes.plot(*_columns(worst), color=mark.colour, marker=symbol, linestyle="--", fillstyle="none")
-        axes.set_xlabel("epoch")
+        _name_epochs(axes)
         axes.set_ylabel("validation top-1, %")
 
     return panel(plot)
+
+
+def _name_epochs(axes: Axes) -> None:
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("epoch")
 
 
 Points = list[tuple[float, float]]
