@@ -454,3 +454,34 @@ def test_all_tables_take_the_first_of_two_experts_for_a_set(report):
     own = 100 * ours["scores"]["R"]["accuracy"]
     assert tables["Differences from the first"][1][column].startswith(f"{first - own:+.1f} ".replace("-", "−"))
     assert tables["Ratios to dedicated experts"][1][1].startswith(f"{own / first:.3f} ")
+
+
+def rows_of_names(svg):
+    """Where a diagram has the names of classes, downwards, and the size of their letters."""
+    found = re.findall(r'font-size: ([\d.]+)px[^>]* y="([\d.]+)"[^>]*>[^<]*name', svg)
+    return np.array(found, dtype=float).T
+
+
+@pytest.mark.parametrize("classes", [2, 12, 20, 24])
+def test_names_beside_a_confusion_matrix_do_not_overlap(classes):
+    """However long they are; a phone shows the diagram hardly smaller."""
+    for letters in ("", "w" * 30):
+        svg = diagrams.confusion(np.eye(classes, dtype=int), [f"name {letters}"] * classes, "model")
+        sizes, places = rows_of_names(svg)
+        assert len(places) == classes
+        assert np.diff(places).min() > 1.1 * sizes[0]
+        assert float(re.search(r'width="([\d.]+)pt"', svg)[1]) < 1.4 * 72 * diagrams.PANEL
+
+
+def test_classes_without_names_have_their_number_once():
+    svg = diagrams.confusion(np.eye(3, dtype=int), ["0", "1", "dog"], "model")
+    beside = re.findall(r'text-anchor: end"[^>]*>([^<]*)<', svg)
+    assert beside == ["0", "1", "dog 2"]
+
+
+def test_a_single_loss_is_a_point():
+    one = {"history": [row for row in OURS["history"] if "train/loss" in row][:1]}
+    (mark,) = marks(["one"])
+    assert len(re.findall("<use ", diagrams.losses([(mark, one)]))) > len(
+        re.findall("<use ", diagrams.losses([(mark, {"history": []})]))
+    )
