@@ -7,7 +7,7 @@ DIR has one folder for each class, and the images are in these folders or below.
 import hashlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -48,18 +48,16 @@ class Listing:
     force: bool = False
     """Replace lists that are there already."""
 
-    def __post_init__(self) -> None:
-        if self.val <= 0 or self.test < 0 or self.val + self.test >= 1:
-            parts = f"--val {self.val:g} --test {self.test:g}"
-            raise DataError(f"{parts}: give parts of 1 that leave some to train; only --test may be 0")
-
 
 def main(job: Listing) -> None:
     """Write the lists.
 
     Raises:
-        DataError: the folder holds no classes, or there are lists already.
+        DataError: the parts are none, the folder holds no classes, or there are lists already.
     """
+    if job.val <= 0 or job.test < 0 or job.val + job.test >= 1:
+        parts = f"--val {job.val:g} --test {job.test:g}"
+        raise DataError(f"{parts}: give parts of 1 that leave some to train; only --test may be 0")
     out = job.out or job.folder
     if not job.folder.is_dir():
         raise DataError(f"{job.folder}: no such folder; give one that has a folder of images for each class")
@@ -97,9 +95,17 @@ def find_classes(folder: Path) -> dict[str, list[str]]:
         print(f"note: {folder / name} holds no images ({', '.join(SUFFIXES)}) and is no class", file=sys.stderr)
         del classes[name]
     if len(classes) < 2:
-        inner = f"; did you mean {folder / next(iter(classes))}?" if classes else ""
-        raise DataError(f"{folder}: {len(classes)} folders with images, and two classes are the least{inner}")
+        found = f"{len(classes)} folder{'s' if len(classes) != 1 else ''} with images"
+        raise DataError(f"{folder}: {found}, and two classes are the least{_meant(folder, classes)}")
     return classes
+
+
+def _meant(folder: Path, classes: Collection[str]) -> str:
+    """Which folder may hold the classes: the one within that has images, or the one around those that lie here."""
+    if classes:
+        return f"; did you mean {folder / next(iter(classes))}?"
+    own = any(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
+    return f"; {folder} looks like one class: give the folder around it" if own else ""
 
 
 def divide(paths: Sequence[str], val: float, test: float, seed: int) -> dict[str, list[str]]:

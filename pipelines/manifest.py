@@ -90,7 +90,9 @@ def find_list(folder: Path, split: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     wanted = " or ".join(LIST_NAMES[split])
-    raise DataError(f"{folder}: no {wanted}; write one row 'PATH LABEL' per image into it")
+    bare = not any(has_list(folder, other) for other in LIST_NAMES)
+    maker = "; where each class has a folder of images, python -m pipelines.lists makes it" if bare else ""
+    raise DataError(f"{folder}: no {wanted}; write one row 'PATH LABEL' per image into it{maker}")
 
 
 def read_manifest(list_file: Path, root: Path | None = None, classes: int | None = None) -> Manifest:

@@ -6,6 +6,8 @@ Drawn by Pillow, since they are made while the training waits: a picture takes s
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -24,7 +26,9 @@ _KERNEL = 20  # pixels, at least, of a kernel's side
 _FILTERS, _FILTERS_PER_ROW = 64, 32
 _TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # classes between the numbers at a confusion matrix's sides
 _LINE = 16  # pixels of a line of text
-_LEFT = 104  # pixels beside a picture for what classes are called
+_LEFT = 104  # pixels beside images for what their classes are called
+_WIDEST = 180  # pixels of a class's name beside a confusion matrix
+_LETTERS = 15  # of a line of a name, as many as are as wide as the smallest image
 _SCALE = np.array([[255, 255, 255], [86, 180, 233], [0, 114, 178], [10, 20, 60]])  # of shares; darker is more
 
 
@@ -80,17 +84,25 @@ def answers(
     images = sized(images)
     sets = [textwrap.fill(str(chosen).replace("+", " "), 13) for chosen in predicted]
     head, left, side = _LINE * (1 + max(name.count("\n") for name in sets)) + 4, _LEFT, images.shape[-1]
-    row, column = side + _LINE + 6, side + 6
+    words = [
+        [
+            "right" if guess == label else _folded(names[guess], 2, side)
+            for guess, label in zip(row, labels, strict=True)
+        ]
+        for row in predicted.values()
+    ]
+    row, column = side + _LINE * (1 + max(word.count("\n") for of_set in words for word in of_set)) + 6, side + 6
     canvas, draw = _paper(left + len(predicted) * column, head + len(images) * row)
     for i, label in enumerate(labels):
-        draw.text((4, head + i * row + side // 2), _cut(names[label], _LEFT - 8), "black", _font())
-    for j, (chosen, guesses) in enumerate(predicted.items()):
+        place = (4, head + i * row + side // 2)
+        draw.text(place, _folded(names[label], 4, _LEFT - 8), "black", _font(), anchor="lm")
+    for j, chosen in enumerate(predicted):
         draw.text((left + j * column, 2), sets[j], "black", _font())
-        for i, (image, guess) in enumerate(zip(visible(images, chosen, vocabulary), guesses, strict=True)):
+        for i, image in enumerate(visible(images, chosen, vocabulary)):
             x, y = left + j * column, head + i * row
             canvas.paste(_to_image(image), (x, y))
-            word, colour = ("right", RIGHT) if guess == labels[i] else (_cut(names[guess], side), WRONG)
-            draw.text((x, y + side + 1), word, colour, _font())
+            colour = RIGHT if predicted[chosen][i] == labels[i] else WRONG
+            draw.text((x, y + side + 1), words[j][i], colour, _font())
     return np.asarray(canvas)
 
 
@@ -138,7 +150,7 @@ def confusion_picture(counts: Tensor, title: str, names: Sequence[str]) -> np.nd
     Args:
         counts: classes×classes, see `metrics.confusion`.
         title: what is written above.
-        names: of the classes, written beside the rows where each has room for it.
+        names: of the classes, written beside the rows where each has room for it; the longest are cut.
 
     Returns:
         H×W×3, uint8.
@@ -146,7 +158,9 @@ def confusion_picture(counts: Tensor, title: str, names: Sequence[str]) -> np.nd
     shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
     classes = len(shares)
     cell = max(1, (300 if classes < 50 else 480) // classes)  # small enough for the cards that show it
-    left, top, side = _LEFT, 3 * _LINE, cell * classes
+    every_row = cell >= _LINE - 2
+    rows = [_row_name(name, i, _WIDEST if every_row else _LEFT - 40) for i, name in enumerate(names)]
+    left, top, side = 14 + int(max(map(_font().getlength, rows))), 3 * _LINE, cell * classes
     canvas, draw = _paper(max(left + side + 70, 360), top + side + 8)
     draw.text((4, 2), title, "black", _font())
     draw.text((4, _LINE + 2), "rows: true class; columns: predicted; % of the true class", "black", _font())
@@ -155,20 +169,18 @@ def confusion_picture(counts: Tensor, title: str, names: Sequence[str]) -> np.nd
     tick = next(step for step in _TICKS if step * cell >= 20)
     for i in range(0, classes, tick):
         draw.text((left + i * cell + cell // 2, top - 4), str(i), "black", _font(), anchor="mb")
-    for i in range(0, classes, 1 if cell >= _LINE - 2 else tick):
+    for i in range(0, classes, 1 if every_row else tick):
         place = (left - 6, top + i * cell + cell // 2)
-        draw.text(place, _row_name(names[i], i, left - 8), "black", _font(), anchor="rm")
+        draw.text(place, rows[i], "black", _font(), anchor="rm")
     if cell >= 24:  # room for a number
         _write_shares(draw, shares, cell, (left, top))
     _draw_scale(canvas, draw, (left + side + 14, top))
     return np.asarray(canvas)
 
 
-def _row_name(name: str, number: int, width: int) -> str:
-    """A class's name, and its number, by which its column goes."""
-    if name == str(number):
-        return name
-    return f"{_cut(name, width - _font().getlength(f' {number}'))} {number}"
+def _row_name(name: str, number: int, width: float) -> str:
+    """A class's name, no wider than so many pixels, and its number, by which its column goes."""
+    return name if name == str(number) else f"{_cut(name, width)} {number}"
 
 
 def _write_shares(draw: ImageDraw.ImageDraw, shares: np.ndarray, cell: int, corner: tuple[int, int]) -> None:
@@ -221,6 +233,17 @@ def _cut(text: str, width: float) -> str:
     return text[:kept] + "…"
 
 
+def _folded(name: str, lines: int, width: float) -> str:
+    """A name on so many lines at most, none of them wider than so many pixels."""
+    text = textwrap.fill(name, _LETTERS, max_lines=lines, placeholder="…", break_long_words=False)
+    return "\n".join(_cut(line, width) for line in text.split("\n"))
+
+
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(12)
+    """The font of matplotlib, which has letters of many languages; Pillow's own has no more than ASCII.
+
+    Looked up without importing matplotlib: that takes longer than a picture.
+    """
+    (folder,) = find_spec("matplotlib").submodule_search_locations
+    return ImageFont.truetype(Path(folder, "mpl-data/fonts/ttf/DejaVuSans.ttf"), 11)

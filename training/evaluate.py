@@ -24,27 +24,49 @@ from pipelines.progress import track
 from pipelines.samples import Samples
 from training.build import load_samples, make_loader
 from training.cli import run_program
+from training.config import ConfigError
 from training.evaluation.candidates import Candidate, partial_of, pass_of, prepare, recipe_of
 from training.evaluation.failures import Failures
 from training.evaluation.outcome import make_record, show, write_outcome
 from training.evaluation.partial import Partial
 from training.evaluation.settings import Evaluation
+from training.records import read_record
+from training.reporting.answers import test_set
 from training.runtime import Runtime
 from training.sweep import collect
 
 
 def main(job: Evaluation) -> None:
-    """Evaluate all runs, in as many passes over the data as they need."""
+    """Evaluate all runs, in as many passes over the data as they need.
+
+    Raises:
+        ConfigError: no run is named.
+    """
+    if not job.run_dirs:
+        raise ConfigError("no run directory given; name one or more that training.train has finished")
     runtime = Runtime(job.precision, processes=job.processes)
     run_dirs = tuple(dict.fromkeys(job.run_dirs))
     failures = Failures(runtime, run_dirs)
     for group in _passes(run_dirs, job, failures):
         failures.attempt(partial(evaluate, group, job, runtime, failures), *group)
     done = failures.left(run_dirs)
-    if runtime.is_main and done:
-        print(f"next: python -m training.report {shlex.join(map(str, done))}")
+    if runtime.is_main:
+        for words in _pages(done, job):
+            print(f"next: python -m training.report {shlex.join(words)}")
     runtime.close()
     failures.conclude()
+
+
+def _pages(run_dirs: Sequence[Path], job: Evaluation) -> Iterator[list[str]]:
+    """What to tell training.report of the records just made: only those of the same images share a page."""
+    groups: dict[tuple[str, str], list[Path]] = {}
+    for run_dir in run_dirs:
+        groups.setdefault(test_set(read_record(run_dir / job.record)), []).append(run_dir)
+    for group in groups.values():
+        if job.record != f"sweep-{job.split}.json":  # training.report looks for no other in a run directory
+            yield [str(run_dir / job.record) for run_dir in group]
+        else:
+            yield [*map(str, group), *(["--split", job.split] if job.split != "test" else [])]
 
 
 def _passes(run_dirs: Sequence[Path], job: Evaluation, failures: Failures) -> list[list[Path]]:

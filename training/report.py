@@ -139,12 +139,25 @@ def updated(file: Path) -> str:
 
 
 def _record_file(source: Path, split: str) -> Path:
-    return source / f"sweep-{split}.json" if source.is_dir() else source
+    """Where a source's record lies.
+
+    Raises:
+        DataError: there is no such source, or its run was not evaluated on this split.
+    """
+    if not source.exists():
+        raise DataError(f"{source}: no such run directory or record; check the path")
+    file = source / f"sweep-{split}.json" if source.is_dir() else source
+    if not file.exists():
+        flags = "" if split == "test" else f" --split {split}"
+        remedy = f"make it with python -m training.evaluate {shlex.quote(str(source))}{flags}"
+        raise DataError(f"{file}: no such record; {remedy}")
+    return file
 
 
 def _default_out(sources: Sequence[Path]) -> Path:
     folders = [str((source if source.is_dir() else source.parent).absolute()) for source in sources]
-    return Path(os.path.commonpath(folders)) / "report.html"
+    shared = Path(os.path.commonpath(folders))
+    return (shared.relative_to(Path.cwd()) if shared.is_relative_to(Path.cwd()) else shared) / "report.html"
 
 
 def parse(args: list[str] | None = None) -> Report:

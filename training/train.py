@@ -20,12 +20,13 @@ from modeling.weights import NETWORK
 from pipelines.batch import Loader
 from pipelines.class_names import class_names
 from pipelines.files import alone
+from pipelines.manifest import has_list
 from pipelines.samples import Samples
 from training import zero
 from training.build import load_training_samples, make_loader, network_arguments, new_model
 from training.checkpoint import Checkpoints, save_weights
 from training.cli import run_program
-from training.config import ConfigError, Recipe
+from training.config import ConfigError, Data, Recipe
 from training.loop import Trainer
 from training.monitor import Monitor
 from training.optim import build_optimizer
@@ -70,7 +71,7 @@ def _train(job: Job, runtime: Runtime) -> None:
     quoted = shlex.quote(str(run_dir))  # as it can be pasted
     recipe, resume = _recipe(job), job.resume or restarts() > 0
     if not job.dry_run and runtime.first(lambda: _is_finished(run_dir, recipe, resume)):
-        _say(runtime, f"{run_dir} is finished; next: python -m training.evaluate {quoted}")
+        _say(runtime, f"{run_dir} is finished; next: {_scoring(run_dir, recipe.data)}")
         return
     if runtime.zero:
         zero.check(runtime.zero, runtime.precision, recipe)
@@ -97,9 +98,15 @@ def _train(job: Job, runtime: Runtime) -> None:
             weights = trainer.result.state_dict()
             runtime.first(lambda: _write_weights(run_dir, trainer, weights))
     if finished:
-        _say(runtime, f"finished in {trainer.seconds_so_far:.0f} s; next: python -m training.evaluate {quoted}")
+        _say(runtime, f"finished in {trainer.seconds_so_far:.0f} s; next: {_scoring(run_dir, recipe.data)}")
     else:
         _say(runtime, f"stopped at step {trainer.step}, saved; go on with: --run-dir {quoted} --resume")
+
+
+def _scoring(run_dir: Path, data: Data) -> str:
+    """The command that scores a run, on val where there is no test list, as it can be pasted."""
+    flags = "" if has_list(data.path, "test") else " --split val"
+    return f"python -m training.evaluate {shlex.quote(str(run_dir))}{flags}"
 
 
 def _recipe(job: Job) -> Recipe:

@@ -10,7 +10,6 @@ from images import picture
 from pipelines import lists
 from pipelines.class_names import class_names
 from pipelines.cli import run_program
-from pipelines.errors import DataError
 from pipelines.manifest import find_list, read_split
 
 
@@ -132,7 +131,11 @@ def test_names_that_a_list_cannot_hold_are_left_out(folder, program, capsys):
     ("make", "reason"),
     [
         ([], "0 folders with images"),
-        (["images/cat/1.jpg", "images/dog/1.jpg"], "did you mean"),
+        (
+            ["images/cat/1.jpg", "images/dog/1.jpg"],
+            "1 folder with images, and two classes are the least; did you mean",
+        ),
+        (["1.jpg", "2.jpg"], "looks like one class: give the folder around it"),
         (["train/cat/1.jpg", "val/cat/1.jpg"], "look like splits"),
         (["cat/1.jpg", "dog/1.jpg"], "no class has 3 images"),
     ],
@@ -148,10 +151,12 @@ def test_other_layouts_are_refused(tmp_path, program, capsys, make, reason):
     assert not list(tmp_path.glob("*.txt"))
 
 
-def test_bad_parts_are_refused():
+def test_bad_parts_are_refused(folder, program, capsys):
     for val, test in ((0, 0.1), (0.5, 0.5), (0.1, -0.1)):
-        with pytest.raises(DataError, match="--val"):
-            lists.Listing(folder=Path(), val=val, test=test)
+        assert program(folder, "--val", val, "--test", test) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: --val {val:g} --test {test:g}: ")
+        assert message.count("\n") == 1
 
 
 def test_names_from_classes_txt_and_from_folders(tmp_path, capsys):

@@ -61,6 +61,14 @@ def test_empty_list_is_refused(tmp_path, text):
         read_manifest(write(tmp_path, text))
 
 
+def test_a_folder_without_lists_is_told_who_makes_them(tmp_path):
+    with pytest.raises(DataError, match=r"python -m pipelines.lists makes it$"):
+        find_list(tmp_path, "train")
+    (tmp_path / "train.txt").write_text("a.jpg 0\n")
+    with pytest.raises(DataError, match=r"no test.txt; write one row 'PATH LABEL' per image into it$"):
+        find_list(tmp_path, "test")
+
+
 def test_missing_list_and_folder(tmp_path):
     with pytest.raises(DataError, match=r"no val\.txt or validation\.txt"):
         find_list(tmp_path, "val")

@@ -22,7 +22,7 @@ from modeling.stems import inference_affine
 from training.board import Board, kernel_of, some_of
 from training.build import new_model
 from training.config import Model, Recipe, Schedule
-from training.drawings import RIGHT, WRONG, answers, confusion_picture, kernels, sized
+from training.drawings import RIGHT, WRONG, _font, answers, confusion_picture, kernels, sized
 from training.evaluation.metrics import confusion
 from training.monitor import LAYOUT, Monitor, read_metrics
 from training.recipe_file import settings_that_matter
@@ -159,7 +159,8 @@ def test_matrix_is_darker_where_more_images_are(classes):
     assert picture.dtype == np.uint8
     assert max(picture.shape) < 1200
     assert len(picture) > 300
-    cell, top, left = max(1, (300 if classes < 50 else 480) // classes), 48, 104
+    cell, top = max(1, (300 if classes < 50 else 480) // classes), 48
+    left = int((picture[top + 1] == 0x7F).all(-1).argmax()) + 1  # behind the matrix's outline
     corners = picture[top : top + 3 * cell : cell, left : left + 3 * cell : cell].astype(int).sum(-1)
     assert corners[1, 1] < corners[0, 1] < corners[0, 0] < 3 * 255
     assert corners[1, 0] == corners[2, 1] == 3 * 255
@@ -195,6 +196,34 @@ def test_classes_go_by_their_names_cut_where_there_is_no_room():
     rows = [confusion_picture(counts, "", [name, "x", "y"])[:, :100] for name in ("0", "dog", "d" * 80)]
     assert (rows[0] != rows[1]).any(), "a name stands where it is not just the number"
     assert (rows[2][:, 0] == 255).all(), "no name leaves the picture"
+
+
+def inked(picture: np.ndarray) -> np.ndarray:
+    """Which rows of a picture hold something."""
+    return (picture < 255).any((1, 2))
+
+
+def test_long_names_are_written_out_where_there_is_room():
+    """Words go to more lines beside and below an image, and to more room beside a matrix."""
+    sets, images = ChannelSet.all_of(RGB)[:1], torch.ones(1, 3, 80, 80) * 10
+    short = answers(images, [0], {sets[0]: [1]}, RGB, ["cat", "dog"])
+    long = answers(images, [0], {sets[0]: [1]}, RGB, ["cat", "African hunting dog"])
+    assert len(long) == len(short) + 16
+    beside = [
+        answers(images, [0], {sets[0]: [1]}, RGB, [name, "dog"])[:, :104]
+        for name in ("cat", "African hunting cat")
+    ]
+    assert inked(beside[1][20:]).sum() > 1.5 * inked(beside[0][20:]).sum()
+    counts = torch.eye(2, dtype=torch.int64)
+    names = ["cat", "African hunting dog", "a" * 80, "a" * 90]
+    widths = [confusion_picture(counts, "", [name, "x"]).shape[1] for name in names]
+    assert widths[0] < widths[1] < widths[2] == widths[3] < 600
+
+
+def test_letters_beyond_ascii_are_drawn():
+    """A font that lacks a letter draws a box, the same for each."""
+    drawn = {letter: _font().getmask(letter) for letter in "äßéñžЖλ"}
+    assert len({(bytes(mask), mask.size) for mask in drawn.values()}) == len(drawn)
 
 
 @pytest.mark.parametrize("side", [32, 64, 80, 159, 160, 224, 500])

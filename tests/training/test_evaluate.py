@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,6 +180,62 @@ def test_runs_that_fail_leave_the_others_alone(copy, folder, program, capsys):
     assert f"3 of 4 runs failed: {missing}, {broken}, {elsewhere}" in errors[3]
     assert said(good) == wanted
     assert not [file for run in (missing, broken, elsewhere) for file in run.glob("sweep*.*") if file.is_file()]
+
+
+def test_if_all_fail_none_is_called_done(tmp_path, program, capsys):
+    assert program("evaluate", tmp_path / "a", tmp_path / "b") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"error: 2 of 2 runs failed: {tmp_path / 'a'}, {tmp_path / 'b'}"
+
+
+def test_no_run_is_no_evaluation(program, capsys):
+    assert program("evaluate") == 2
+    assert "no run directory given" in capsys.readouterr().err
+
+
+def told_next(text: str) -> list[list[str]]:
+    """The words of each command that a program told to run next."""
+    return [shlex.split(line)[4:] for line in text.splitlines() if line.startswith("next: python")]
+
+
+def test_the_next_commands_make_pages(copy, folder, tmp_path, program, capsys):
+    """Runs on other images need a page of their own, and a record with a name of its own is named."""
+    elsewhere, one, other = copy("any", "else where"), copy("any"), copy("naive")
+    for split in ("train", "test"):
+        write_images(tmp_path / "data", 3, split=split, seed=9)
+    config = elsewhere / "config.yaml"
+    config.write_text(config.read_text().replace(f"{folder}/data\n", f"{tmp_path}/data\n"))
+    runs = [str(run) for run in (elsewhere, one, other)]
+    flags = ("--channel-sets", "RG"), ("--split", "val")
+    wanted = {
+        (): [[runs[0]], runs[1:]],
+        flags[0]: [[f"{runs[0]}/sweep-test-RG.json"], [f"{run}/sweep-test-RG.json" for run in runs[1:]]],
+    }
+    for more, pages in wanted.items():
+        assert program("evaluate", *runs, *more) == 0
+        assert told_next(capsys.readouterr().out) == pages
+        for page in pages:
+            assert program("report", *page, "--samples", "0", "--out", tmp_path / "page.html") == 0
+        capsys.readouterr()
+    assert program("evaluate", one, *flags[1]) == 0
+    assert told_next(capsys.readouterr().out) == [[runs[1], *flags[1]]]
+
+
+@pytest.mark.parametrize(
+    ("names", "status", "told"),
+    [
+        ("dog\ncat\nbird\n", 0, ""),
+        ("dog\nbird\ncat\n", 2, "error: class 1 is 'cat' in "),
+        ("dog\nwolf\nfox\n", 0, "note: class 1 is 'cat' in "),
+    ],
+)
+def test_other_classes_by_the_same_numbers_are_noticed(copy, tmp_path, program, capsys, names, status, told):
+    data = write_images(tmp_path / "data", 3, split="test")
+    write_images(data, 3, split="train")
+    (data / "classes.txt").write_text(names)
+    assert program("evaluate", copy("any"), "--data", data) == status
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("note:", "error:"))]
+    assert [line[: len(told)] for line in lines] == [told] * bool(told)
 
 
 def test_a_run_that_fails_alone_is_one_line(copy, program, capsys):

@@ -144,6 +144,23 @@ def test_bad_records_are_refused(tmp_path, program, capsys, content, reason):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_what_is_not_there_is_told_by_its_remedy(evaluated, tmp_path, program, capsys):
+    run = evaluated[0]
+    wanted = {
+        (tmp_path / "nowhere",): "nowhere: no such run directory or record; check the path",
+        (run, "--split", "train"): f"training.evaluate {run} --split train",
+    }
+    for words, told in wanted.items():
+        assert program("report", *words) == 2
+        assert told in capsys.readouterr().err.strip()
+
+
+def test_a_page_is_named_as_its_run_was(evaluated, program, capsys, monkeypatch):
+    monkeypatch.chdir(evaluated[0].parent)
+    assert program("report", evaluated[0].name, "--samples", "0") == 0
+    assert capsys.readouterr().out.startswith(f"wrote {evaluated[0].name}/report.html and report.md")
+
+
 def test_other_images_do_not_stand_in_one_table(evaluated, tmp_path, program, capsys):
     record = json.loads((evaluated[0] / "sweep-test.json").read_text())
     record["fingerprint"]["test"] = "another"

@@ -393,3 +393,95 @@ def test_models_are_drawn_unlike_each_other():
         assert 4 <= len(group) <= 6
         assert len({mark.colour for mark in group}) == len(group)
     assert [mark for group in together(drawn) for mark in group] == drawn
+
+
+def summary_of(page):
+    return next(text for text in page.text if "channel set" in text).replace("\u00a0", " ")
+
+
+def test_a_summary_names_no_winner_where_there_is_none(report):
+    """One model has no rival, and models that did equally well are told together."""
+    alone = made_up("only", scores=scored(RGB=20, R=6))
+    page = report(alone)[0]
+    assert (
+        summary_of(page)
+        == "1 model on 2 channel sets of 24 test images. 83.3 % right on RGB, 25.0 % on the worst set, R."
+    )
+    same, third = made_up("same", scores=scored(RGB=20, R=3)), made_up("third", scores=scored(RGB=20, R=6))
+    told = summary_of(report(alone, same)[0])
+    assert "Best on RGB: only and same with 83.3 %. Best on its worst set: only with 25.0 % on R." in told
+    told = summary_of(report(alone, same, third)[0])
+    assert (
+        "Best on RGB: 3 models alike with 83.3 %. Best on its worst set: only and third with 25.0 % on R." in told
+    )
+
+
+def scored(**right):
+    """Scores of 24 images by channel set."""
+    full = OURS["scores"]["RGB"]
+    return {s: full | {"top1": top1, "accuracy": top1 / 24} for s, top1 in right.items()}
+
+
+def test_one_model_is_no_point_in_a_diagram_and_no_loss_no_curve(report):
+    silent = [{k: v for k, v in row.items() if k != "train/loss"} for row in OURS["history"]]
+    page, _, markdown = report(made_up("only", history=silent))
+    assert "Cost at inference" in page.tables
+    assert "accuracy against cost" not in markdown
+    assert [svg for svg in page.all("svg") if "loss" in svg.get("aria-label", "")] == []
+    assert "accuracy against cost" in report(OURS, made_up("other"))[2]
+
+
+def test_models_without_a_channel_set_in_common_are_not_compared(report):
+    """As experts for one set each are, when nothing else stands beside them."""
+    page = report(made_up("expert-R", ["R"]), made_up("expert-G", ["G"]), made_up("expert-B", ["B"]))[0]
+    assert "Differences from the first" not in page.tables
+    assert ["Models compared", "no model shares a channel set with the first"] in page.tables["Sections left out"]
+    page = report(made_up("RG", ["R", "G"]), made_up("B", ["B"]), made_up("GB", ["G", "B"]))[0]
+    assert [row[0] for row in page.tables["Differences from the first"][1:]] == ["GB"]
+
+
+def test_all_tables_take_the_first_of_two_experts_for_a_set(report):
+    experts = [made_up(f"expert-{seed}", ["R"], seed=seed) for seed in (3, 4)]
+    for expert in experts:
+        expert["recipe"]["model"] = expert["recipe"]["model"] | {"stem": "plain"}
+    ours = made_up("ours")
+    first, second = (100 * expert["scores"]["R"]["accuracy"] for expert in experts)
+    assert first != second
+    tables = report(ours, *experts)[0].tables
+    (row,) = (row for row in tables["Top-1 accuracy by channel set"] if row[0] == "dedicated experts")
+    column = RGB_SETS.index("R") + 1
+    assert row[column].startswith(f"{first:.1f} ")
+    own = 100 * ours["scores"]["R"]["accuracy"]
+    assert tables["Differences from the first"][1][column].startswith(f"{first - own:+.1f} ".replace("-", "−"))
+    assert tables["Ratios to dedicated experts"][1][1].startswith(f"{own / first:.3f} ")
+
+
+def rows_of_names(svg):
+    """Where a diagram has the names of classes, downwards, and the size of their letters."""
+    found = re.findall(r'font-size: ([\d.]+)px[^>]* y="([\d.]+)"[^>]*>[^<]*name', svg)
+    return np.array(found, dtype=float).T
+
+
+@pytest.mark.parametrize("classes", [2, 12, 20, 24])
+def test_names_beside_a_confusion_matrix_do_not_overlap(classes):
+    """However long they are; a phone shows the diagram hardly smaller."""
+    for letters in ("", "w" * 30):
+        svg = diagrams.confusion(np.eye(classes, dtype=int), [f"name {letters}"] * classes, "model")
+        sizes, places = rows_of_names(svg)
+        assert len(places) == classes
+        assert np.diff(places).min() > 1.1 * sizes[0]
+        assert float(re.search(r'width="([\d.]+)pt"', svg)[1]) < 1.4 * 72 * diagrams.PANEL
+
+
+def test_classes_without_names_have_their_number_once():
+    svg = diagrams.confusion(np.eye(3, dtype=int), ["0", "1", "dog"], "model")
+    beside = re.findall(r'text-anchor: end"[^>]*>([^<]*)<', svg)
+    assert beside == ["0", "1", "dog 2"]
+
+
+def test_a_single_loss_is_a_point():
+    one = {"history": [row for row in OURS["history"] if "train/loss" in row][:1]}
+    (mark,) = marks(["one"])
+    assert len(re.findall("<use ", diagrams.losses([(mark, one)]))) > len(
+        re.findall("<use ", diagrams.losses([(mark, {"history": []})]))
+    )

@@ -196,6 +196,14 @@ def test_same_seed_same_weights_other_seed_others(data_dir, tmp_path, program):
     assert not torch.equal(weights(tmp_path / "a")["body.fc.weight"], weights(tmp_path / "c")["body.fc.weight"])
 
 
+def test_the_next_command_scores_what_there_is(data_dir, finished_run, program, capsys):
+    """Lists may have no test images; then val is scored."""
+    for flags in ("", " --split val"):
+        assert program("train", *train_args(data_dir, finished_run, "--resume")) == 0
+        assert capsys.readouterr().out.endswith(f"next: python -m training.evaluate {finished_run}{flags}\n")
+        (data_dir / "test.txt").unlink(missing_ok=True)
+
+
 def test_finished_and_foreign_run_directories(data_dir, finished_run, program, capsys):
     before = (finished_run / "model.safetensors").stat().st_mtime_ns
     assert program("train", *train_args(data_dir, finished_run, "--resume")) == 0

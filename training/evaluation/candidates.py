@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 from modeling.channels import ChannelSet, Vocabulary
 from modeling.network import ChannelNet
 from pipelines.batch import Loader
+from pipelines.class_names import class_names
 from pipelines.errors import DataError
 from pipelines.samples import Samples
 from training.build import load_samples, make_loader
@@ -74,7 +76,7 @@ def prepare(run_dir: Path, job: Evaluation, samples: Samples, runtime: Runtime) 
 
     Raises:
         ConfigError: its network cannot take what it is asked to.
-        DataError: the run directory lacks something, or the samples have other classes.
+        DataError: the run directory lacks something, or the samples have other classes, or in another order.
     """
     _, model, metadata = load_with(run_dir, job.missing)
     recipe = recipe_of(run_dir, job)
@@ -83,6 +85,11 @@ def prepare(run_dir: Path, job: Evaluation, samples: Samples, runtime: Runtime) 
             f"{run_dir} was trained on {metadata['classes']} classes, but {recipe.data.path} has "
             f"{samples.classes}; name the right folder with --data"
         )
+    if job.data and "class_names" in metadata:
+        # On every rank by itself: one may have failed above, and would not answer.
+        note = _compare_names(run_dir, json.loads(metadata["class_names"]), recipe.data)
+        if note and runtime.is_main:
+            print(f"note: {note}", file=sys.stderr)
     networks, stand_ins = networks_for(
         model.to(runtime.device),
         job.channel_sets,
@@ -99,6 +106,25 @@ def prepare(run_dir: Path, job: Evaluation, samples: Samples, runtime: Runtime) 
         by_set = {look.shown: network for look, network in networks.items()}
         recalibrate(by_set, channels, _calibration(recipe, job.recalibrate, channels, runtime), runtime)
     return Candidate(run_dir, recipe, model.cpu(), metadata, networks, stand_ins, channels)
+
+
+def _compare_names(run_dir: Path, trained: list[str], data: Data) -> str | None:
+    """What to say if lists elsewhere number other classes: answers to those would count, and mean nothing.
+
+    Raises:
+        DataError: they number the same classes in another order.
+    """
+    try:
+        found = class_names(data.path, data.chosen_labels)
+    except DataError:  # no list of training images there; it names the classes, and is not needed otherwise
+        return None
+    if found is None or found == trained or len(found) != len(trained):
+        return None
+    i = next(i for i, name in enumerate(found) if name != trained[i])
+    said = f"class {i} is {trained[i]!r} in {run_dir}, but {found[i]!r} in {data.path}"
+    if sorted(found) == sorted(trained):
+        raise DataError(f"{said}; number the classes there as in training, or name the right folder with --data")
+    return f"{said}; is --data the right folder?"
 
 
 def partial_of(candidate: Candidate, job: Evaluation, samples: Samples, loader: Loader, precision: str) -> Partial:

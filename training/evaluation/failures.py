@@ -75,5 +75,6 @@ class Failures:
         """
         if self.failed:
             names = ", ".join(str(run_dir) for run_dir in self.run_dirs if run_dir in self.failed)
-            said = f"{len(self.failed)} of {len(self.run_dirs)} runs failed: {names}; the others are done"
+            rest = "; the others are done" if self.left(self.run_dirs) else ""
+            said = f"{len(self.failed)} of {len(self.run_dirs)} runs failed: {names}{rest}"
             raise FailedRunsError(said) if self.runtime.is_main else FailedElsewhere(said)

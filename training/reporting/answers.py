@@ -75,7 +75,7 @@ def check_same_images(records: Records) -> None:
         if test_set(record) != test_set(records[0]):
             raise DataError(
                 f"{record['name']} and {records[0]['name']} were not scored on the same images; "
-                "they cannot stand in one table"
+                "they cannot stand in one table; make a page of each"
             )
 
 
@@ -95,10 +95,12 @@ def by_model(records: Records) -> list[tuple[str, list[Record]]]:
 
 def scores_by_model(records: Records) -> dict[str, dict[str, Any]]:
     """Score rows by model and channel set; experts, where others stand beside them, are one model."""
-    return {
-        name: {s: row for record in group for s, row in record["scores"].items()}
-        for name, group in by_model(records)
-    }
+    return {name: scores_of(group) for name, group in by_model(records)}
+
+
+def scores_of(group: Records) -> dict[str, Any]:
+    """Score rows of one model by channel set; of several experts for one set the first counts."""
+    return {s: row for record in reversed(group) for s, row in record["scores"].items()}
 
 
 def short_commit(name: str) -> str:

@@ -27,6 +27,8 @@ RESAMPLES = 2000
 def paired_rows(records: Records) -> Rows:
     """Per model: its accuracy less that of the first, on each channel set, and on average over these.
 
+    Models that share no channel set with the first have no row.
+
     Raises:
         DataError: records of different images.
     """
@@ -35,8 +37,10 @@ def paired_rows(records: Records) -> Rows:
     sets, mine = list(ours["scores"]), answers(ours)
     rows = [[f"points above {ours['name']}", *sets, "mean"]]
     for name, theirs in others.items():
-        cells = [_difference(theirs[s], mine[s]) if s in theirs else "–" for s in sets]
         common = [s for s in sets if s in theirs]
+        if not common:
+            continue
+        cells = [_difference(theirs[s], mine[s]) if s in theirs else "–" for s in sets]
         mean = np.mean([theirs[s].astype(float) - mine[s] for s in common], axis=0)
         rows.append([name, *cells, f"{_points(mean.mean())} ± {100 * half_interval(mean):.1f}"])
     return rows
@@ -133,11 +137,11 @@ def band_note(records: Records) -> str:
 
 
 def with_experts(records: Iterable[Record]) -> dict[str, Answers]:
-    """Answers by model; plain networks, which take one channel set each, count as one model."""
+    """Answers by model; plain networks, of which the first for each channel set counts, are one model."""
     found: dict[str, Answers] = {}
     for record in records:
         name = EXPERTS if is_expert(record) else record["name"]
-        found.setdefault(name, {}).update(answers(record))
+        found[name] = answers(record) | found.get(name, {})
     return found
 
 
@@ -149,9 +153,9 @@ def half_interval(values: np.ndarray) -> float:
 def ratio_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """95 % percentile interval of mean(a) ÷ mean(b) over bootstrap samples of the images; always the same ones."""
     rng = np.random.default_rng(0)
-    chosen = rng.integers(len(a), size=(RESAMPLES, len(a)))
-    below = b[chosen].mean(1)
-    ratios = a[chosen].mean(1)[below > 0] / below[below > 0]
+    drawn = (rng.integers(len(a), size=len(a)) for _ in range(RESAMPLES))  # all at once would take gigabytes
+    above, below = np.array([(a[chosen].mean(), b[chosen].mean()) for chosen in drawn]).T
+    ratios = above[below > 0] / below[below > 0]
     low, high = np.quantile(ratios, [0.025, 0.975]) if len(ratios) else (0.0, math.inf)
     return float(low), float(high)
 

@@ -57,7 +57,8 @@ def agreement(source: Source) -> Iterator[Block]:
     if not told:
         raise Absent("no record holds more than one channel set")
     for record in told:
-        rows, note = classes.agreement_rows(record), classes.agreement_note(record)
+        rows = classes.agreement_rows(record)
+        note = f"{classes.agreement_note(record)} The brighter, the more often."
         yield Table(f"{record['name']}: agreement of channel sets", rows, note)
     yield from gaps
 

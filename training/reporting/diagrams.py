@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from training.reporting.blocks import Mark
-from training.reporting.canvas import SCALE, SMALL, Axes, PowerNorm, panel
+from training.reporting.canvas import PANEL, SCALE, SMALL, Axes, PowerNorm, panel
 from training.reporting.figures import COLOURS
 
 TOGETHER = 6  # models in one diagram; more would hide each other
 _SYMBOLS = {"●": "o", "■": "s", "▲": "^", "◆": "D", "▼": "v", "✚": "P"}
 _NAMED_CLASSES = 24  # more names would not fit along an axis
 _LONGEST_NAME = 22  # letters
+_ROW, _LETTER = 0.125, 0.065  # inches of a class's row, and of a letter of its name
 _QUIET = "#7f7f7f"  # seen on white and on black
 
 
@@ -70,8 +71,9 @@ def losses(models: Sequence[tuple[Mark, Mapping[str, Any]]]) -> str:
         for mark, record in models:
             epoch = _steps_per_epoch(record["history"])
             rows = [(row["step"] / epoch, row["train/loss"]) for row in record["history"] if "train/loss" in row]
-            axes.plot(*_columns(rows), color=mark.colour)
-        axes.set_xlabel("epoch")
+            symbol = _SYMBOLS[mark.symbol] if len(rows) == 1 else None  # a line of one point is none
+            axes.plot(*_columns(rows), color=mark.colour, marker=symbol)
+        _name_epochs(axes)
         axes.set_ylabel("training loss")
 
     return panel(plot)
@@ -86,10 +88,15 @@ def validations(models: Sequence[tuple[Mark, Mapping[str, Any]]]) -> str:
             symbol = _SYMBOLS[mark.symbol]
             axes.plot(*_columns(best), color=mark.colour, marker=symbol)
             axes.plot(*_columns(worst), color=mark.colour, marker=symbol, linestyle="--", fillstyle="none")
-        axes.set_xlabel("epoch")
+        _name_epochs(axes)
         axes.set_ylabel("validation top-1, %")
 
     return panel(plot)
+
+
+def _name_epochs(axes: Axes) -> None:
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("epoch")
 
 
 Points = list[tuple[float, float]]
@@ -161,20 +168,27 @@ def confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> str:
         title: the model.
     """
     percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    rows = [_row_name(name, i) for i, name in enumerate(names)] if len(names) <= _NAMED_CLASSES else []
+    side = max(2.2, _ROW * len(rows))  # of the matrix
+    width = max(PANEL, side + _LETTER * max(map(len, rows), default=0) + 0.4)
 
     def plot(axes: Axes) -> None:
         image = axes.imshow(percent, SCALE, PowerNorm(0.5, 0, 100), interpolation="none")
-        if len(names) <= _NAMED_CLASSES:
-            numbers = range(len(names))
-            every = 1 + len(names) // 13  # more would touch each other
-            axes.set_xticks(numbers[::every], numbers[::every], fontsize=7.5)
-            axes.set_yticks(numbers, [f"{_short(name)} {i}" for i, name in enumerate(names)], fontsize=7.5)
+        if rows:
+            every = 1 + len(rows) // 13  # more would touch each other
+            axes.set_xticks(range(0, len(rows), every), range(0, len(rows), every), fontsize=7.5)
+            axes.set_yticks(range(len(rows)), rows, fontsize=7.5)
         axes.set_xlabel("best guess")
         axes.set_title(_short(title), fontsize=8.5)
         bar = axes.figure.colorbar(image, ax=axes, ticks=(0, 5, 20, 50, 100), orientation="horizontal", aspect=30)
         bar.set_label("% of the class (scale of roots)")
 
-    return panel(plot, height=3.6)
+    return panel(plot, width, side + 1.4)
+
+
+def _row_name(name: str, number: int) -> str:
+    """A class's name, and its number, by which its column goes."""
+    return name if name == str(number) else f"{_short(name)} {number}"
 
 
 def _short(name: str) -> str:

@@ -63,15 +63,22 @@ def comparisons(source: Source) -> Iterator[Block]:
     if len(source.records) < 2:
         raise Absent("there is one record only")
     records, gaps = source.having("right")
-    if len(records) > 1:
-        yield Table("Differences from the first", comparison.paired_rows(records), comparison.paired_note(records))
+    found = list(_that_apply(records))
+    if not found and not gaps:
+        raise Absent("no model shares a channel set with the first")
+    yield from (*found, *gaps)
+
+
+def _that_apply(records: Records) -> Iterator[Table]:
+    pairs = comparison.paired_rows(records)
+    if len(pairs) > 1:
+        yield Table("Differences from the first", pairs, comparison.paired_note(records))
     if _have_experts(records):
         yield Table("Ratios to dedicated experts", comparison.ratio_rows(records), comparison.ratio_note(records))
     if _are_networks(records):
         yield Table("Networks on all channels", comparison.network_rows(records), comparison.network_note(records))
     if any("+" in record["recipe"]["model"]["vocabulary"] for record in records):
         yield Table("Bands", comparison.band_rows(records), comparison.band_note(records))
-    yield from gaps
 
 
 def _have_experts(records: Records) -> bool:
@@ -112,8 +119,9 @@ def costs(source: Source) -> Iterator[Block]:
         known = [(mark, x, y) for mark, x, y in found if x is not None]
         if known:
             panels.append(Panel(f"Mean accuracy against {label}", diagrams.costs(known, label)))
-    yield Picture(_COST_CAPTION, panels, key)
-    yield Table("Cost at inference", tables.cost_rows(source.records))
+    if len(models) > 1:  # a single point shows nothing
+        yield Picture(_COST_CAPTION, panels, key)
+    yield Table("Cost at inference", tables.cost_rows(source.records), _COST_NOTE)
 
 
 def _macs(group: Records) -> float | None:
@@ -122,8 +130,14 @@ def _macs(group: Records) -> float | None:
 
 
 _COST_CAPTION = (
-    "Mean top-1 accuracy over channel sets against cost. Dedicated experts count as one model, whose costs are "
-    "those of all of them together; multiply-adds are those of the channel set that takes most."
+    "Mean top-1 accuracy against cost, over the channel sets that each was scored on. Dedicated experts count as "
+    "one model, whose costs are those of all of them together; multiply-adds are those of the channel set that "
+    "takes most."
+)
+_COST_NOTE = (
+    "Deployed: of the plain network that remains for one channel set; stored: of the one that takes them all. "
+    "Activations: numbers that convolutions and matrix products put out. Per kernel made: multiply-adds that "
+    "generate a channel set's kernel, once and not for each image."
 )
 _COSTS = {
     "parameters stored, millions": lambda group: sum(r["cost"]["stored_parameters"] for r in group) / 1e6,
@@ -137,10 +151,9 @@ def training(source: Source) -> Iterator[Block]:
     records, gaps = source.having("history")
     for group in diagrams.together(list(zip(diagrams.marks([r["name"] for r in records]), records, strict=True))):
         key = [mark for mark, _ in group]
-        panels = [
-            Panel(f"Training loss of {names(key)}", diagrams.losses(group)),
-            Panel(f"Validation accuracy of {names(key)}", diagrams.validations(group)),
-        ]
+        panels = [Panel(f"Validation accuracy of {names(key)}", diagrams.validations(group))]
+        if any("train/loss" in row for _, record in group for row in record["history"]):  # short runs may log none
+            panels.insert(0, Panel(f"Training loss of {names(key)}", diagrams.losses(group)))
         caption = "Training loss, and validation accuracy on all channels (solid) and on the worst set (dashed)"
         yield Picture(caption, panels, key)
     yield from gaps

@@ -1,7 +1,6 @@
 """From records to the sections of a page. What no record holds is left out, and the page says so."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from training.reporting import details, overview
 from training.reporting.answers import Record, Records, all_sets, scores_by_model
@@ -61,18 +60,31 @@ def summary(records: Records) -> str:
     complete = {name: scores for name, scores in models.items() if len(scores) == len(sets)}
     if not complete:
         return told
-    best = max(complete, key=lambda name: complete[name][sets[0]]["accuracy"])
     worst = {name: min(scores, key=lambda s: scores[s]["accuracy"]) for name, scores in complete.items()}
-    firm = max(complete, key=lambda name: complete[name][worst[name]]["accuracy"])
-    return (
-        f"{told} Best on {sets[0]}: {best} with {_percent(complete[best][sets[0]])}. "
-        f"Best on its worst set: {firm} with {_percent(complete[firm][worst[firm]])} on {worst[firm]}."
-    )
+    full = {name: scores[sets[0]]["accuracy"] for name, scores in complete.items()}
+    least = {name: complete[name][s]["accuracy"] for name, s in worst.items()}
+    if len(models) == 1:
+        (name,) = models
+        scored = f"{_percent(full[name])} right on {sets[0]}, {_percent(least[name])} on the worst set"
+        return f"{told} {scored}, {worst[name]}."
+    return f"{told} Best on {sets[0]}: {_leaders(full)}. Best on its worst set: {_leaders(least, worst)}."
+
+
+def _leaders(accuracies: Mapping[str, float], sets: Mapping[str, str] | None = None) -> str:
+    """Who has the highest accuracy, and how high it is; a tie is told as one."""
+    most = max(accuracies.values())
+    names = [name for name, accuracy in accuracies.items() if accuracy == most]
+    where = f" on {sets[names[0]]}" if sets and len({sets[name] for name in names}) == 1 else ""
+    who = " and ".join(names) if len(names) <= _TIED else f"{len(names)} models alike"
+    return f"{who} with {_percent(most)}{where}"
+
+
+_TIED = 2  # models that a summary names side by side
 
 
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' if n != 1 else ''}"
 
 
-def _percent(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['accuracy']:.1f}\u00a0%"
+def _percent(accuracy: float) -> str:
+    return f"{100 * accuracy:.1f}\u00a0%"

@@ -11,6 +11,7 @@ from training.reporting.answers import (
     by_model,
     check_same_images,
     scores_by_model,
+    scores_of,
     short_commit,
 )
 from training.reporting.blocks import Cell, Rows, markdown_table, shaded
@@ -47,7 +48,7 @@ def accuracy_rows(records: Records) -> Rows:
     sets = all_sets(records)
     rows = [["top-1 %", *sets, "worst ÷ all", "training"]]
     for name, group in by_model(records):
-        scores = {s: score for record in group for s, score in record["scores"].items()}
+        scores = scores_of(group)
         minutes = sum(record["seconds"]["train"] for record in group) / 60
         cells = [_accuracy(scores[s]) if s in scores else "–" for s in sets]
         rows.append([name, *cells, _worst(scores, sets), f"{minutes:.1f} min"])
