@@ -27,7 +27,7 @@ from training.cli import run_program
 from training.config import ConfigError
 from training.evaluation.candidates import Candidate, partial_of, pass_of, prepare, recipe_of
 from training.evaluation.failures import Failures
-from training.evaluation.outcome import make_record, show, write_outcome
+from training.evaluation.outcome import make_record, show, with_earlier_rows, write_outcome
 from training.evaluation.partial import Partial
 from training.evaluation.settings import Evaluation
 from training.records import read_record
@@ -170,7 +170,7 @@ def _finish(candidate: Candidate, place: Partial, job: Evaluation, samples: Samp
     if not runtime.is_main:
         return
     file = candidate.run_dir / job.record
-    record = make_record(candidate, *place.read(), job, samples, runtime)
+    record = with_earlier_rows(make_record(candidate, *place.read(), job, samples, runtime), file)
     write_outcome(file, record)
     place.remove()
     show(record)

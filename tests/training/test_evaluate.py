@@ -329,6 +329,8 @@ def test_changed_images(copy, program, folder, tmp_path):
     assert program("evaluate", run, "--robustness") == 0
     record = read_record(run / "sweep-test.json")
     rows = record["robustness"]
+    assert program("evaluate", run) == 0
+    assert read_record(run / "sweep-test.json")["robustness"] == rows, "another evaluation keeps them"
     assert list(rows) == ["permuted", "noisy R", "noisy G", "noisy B", "0.5x", "0.75x", "1.5x", "2x"]
     for name in SETS:
         assert rows["permuted"][name]["nll"] == pytest.approx(record["scores"][name]["nll"], rel=1e-5)

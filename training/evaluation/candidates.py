@@ -17,7 +17,7 @@ from pipelines.class_names import class_names
 from pipelines.errors import DataError
 from pipelines.samples import Samples
 from training.build import load_samples, make_loader
-from training.config import Data, Recipe
+from training.config import ConfigError, Data, Recipe
 from training.evaluation.looks import Look
 from training.evaluation.partial import Partial
 from training.evaluation.recalibrate import recalibrate
@@ -147,5 +147,7 @@ def partial_of(candidate: Candidate, job: Evaluation, samples: Samples, loader: 
 def _calibration(recipe: Recipe, images: int, channels: Vocabulary, runtime: Runtime) -> Loader:
     """Random training images, looked at as in evaluation."""
     samples = load_samples(recipe.data, "train", runtime)
+    if images > len(samples):
+        raise ConfigError(f"--recalibrate {images} is more than the {len(samples)} training images; name fewer")
     chosen = np.random.default_rng(recipe.seed).permutation(len(samples))[:images]
     return make_loader(recipe.data, samples.take(chosen), runtime, training=False, channels=channels)[0]

@@ -17,6 +17,7 @@ from modeling.channels import ChannelSet
 from modeling.cost import channel_costs, count_parameters
 from modeling.depth import audit
 from modeling.network import ChannelNet
+from pipelines.errors import DataError
 from pipelines.files import write_atomically
 from pipelines.samples import Samples
 from training.config import Recipe
@@ -36,7 +37,7 @@ from training.evaluation.metrics import (
 from training.evaluation.settings import Evaluation
 from training.monitor import read_metrics
 from training.recipe_file import portable, to_dict
-from training.records import provenance, write_record
+from training.records import provenance, read_record, write_record
 from training.reporting.blocks import markdown_table
 from training.reporting.classes import agreement_note, agreement_rows
 from training.runtime import Runtime
@@ -93,6 +94,21 @@ def make_record(
     }
     names = {"class_names": json.loads(metadata["class_names"])} if "class_names" in metadata else {}
     return record | names | _robustness(looks)
+
+
+def with_earlier_rows(record: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A record that keeps what an earlier one in its place says of changed images, where both answered alike.
+
+    Who evaluates a run once more without --robustness must not lose the hours that it took.
+    """
+    if "robustness" in record or not file.exists():
+        return record
+    try:
+        earlier = read_record(file)
+    except DataError:  # damaged, or of another version: it goes
+        return record
+    same = earlier.get("right") == record["right"] and "robustness" in earlier
+    return record | {"robustness": earlier["robustness"]} if same else record
 
 
 def write_outcome(file: Path, record: dict[str, Any]) -> None:
