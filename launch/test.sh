@@ -11,4 +11,4 @@ cd -- "$ROOT"
 "$VENV/bin/python" -m ruff format --check
 # As many files of tests at once as there are cores, each on one thread; a file's tests share what it sets up.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$VENV/bin/python" -m pytest -n logical --maxprocesses 8 --dist loadfile "$@"
+exec "$VENV/bin/python" -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"

@@ -16,7 +16,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="run the slow variants as well")
 
 
+# Where single tests take long: begun first, so that nobody waits for one of them in the end.
+LONG = ("slurm", "faults", "distributed", "training")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.parent.name) if item.path.parent.name in LONG else len(LONG))
     skip_gpu = pytest.mark.skip(reason="needs a CUDA device, and there is none here")
     skip_slow = pytest.mark.skip(reason="thorough variant; run with --thorough")
     for item in items:

@@ -234,7 +234,7 @@ def test_tests_are_linted_before_they_run(copy):
     programs = [
         "-m ruff check",
         "-m ruff format --check",
-        "-m pytest -n logical --maxprocesses 8 --dist loadfile tests/launch -x",
+        "-m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder tests/launch -x",
     ]
     assert copy.programs.read_text().splitlines() == programs
 
