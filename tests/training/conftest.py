@@ -57,7 +57,7 @@ def first_pair(first_run: Path) -> Path:
 @pytest.fixture
 def finished_run(first_run: Path, data_dir: Path, tmp_path: Path) -> Path:
     """A run directory of a finished tiny run on `data_dir`; each test has its own."""
-    return _copied(first_run, "run", data_dir, tmp_path, shutil.ignore_patterns("sweep*"))
+    return _copied(first_run, "run", data_dir, tmp_path, shutil.ignore_patterns("sweep*", ".sweep*"))
 
 
 @pytest.fixture
