@@ -48,16 +48,18 @@ class Listing:
     force: bool = False
     """Replace lists that are there already."""
 
+    def __post_init__(self) -> None:
+        if self.val <= 0 or self.test < 0 or self.val + self.test >= 1:
+            parts = f"--val {self.val:g} --test {self.test:g}"
+            raise DataError(f"{parts}: give parts of 1 that leave some to train; only --test may be 0")
+
 
 def main(job: Listing) -> None:
     """Write the lists.
 
     Raises:
-        DataError: the parts are none, the folder holds no classes, or there are lists already.
+        DataError: the folder holds no classes, or there are lists already.
     """
-    if job.val <= 0 or job.test < 0 or job.val + job.test >= 1:
-        parts = f"--val {job.val:g} --test {job.test:g}"
-        raise DataError(f"{parts}: give parts of 1 that leave some to train; only --test may be 0")
     out = job.out or job.folder
     if not job.folder.is_dir():
         raise DataError(f"{job.folder}: no such folder; give one that has a folder of images for each class")

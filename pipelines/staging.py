@@ -53,8 +53,8 @@ def stage(
 def _missing(folder: Path, copy: Path, record: Record) -> list[str]:
     """Names of the files that a copy lacks, or has cut short; the record last, since it says that all is there."""
     shards = [f"shards/{tar.stem}.{kind}" for kind in ("tar", "idx", "tsv") for tar in record.all_tars(folder)]
-    lists = [file for file in (FILE, *(f"{name}.txt" for name in record.splits)) if (folder / file).exists()]
-    names = [*shards, *lists, RECORD]
+    classes = [FILE] if (folder / FILE).exists() else []
+    names = [*shards, *classes, *(f"{name}.txt" for name in record.splits), RECORD]
     return [name for name in names if _size(copy / name) != (folder / name).stat().st_size]
 
 

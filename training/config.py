@@ -25,7 +25,7 @@ STRATEGIES = ("sandwich", "mixed", "sampled", "full")  # see training.subsets
 class ConfigError(Exception):
     """Settings that cannot work together. The message names the flag and the remedy on one line.
 
-    No ValueError: that one tyro would catch, and put into a box with words of its own.
+    No ValueError, for the reason that `DataError` is none.
     """
 
 

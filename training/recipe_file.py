@@ -40,7 +40,7 @@ def load_recipe(file: Path) -> Recipe:
         raise DataError(f"{file}: no such file; {file.parent} is not a run directory of training.train")
     try:
         return from_dict(Recipe, yaml.safe_load(file.read_text()))
-    except (yaml.YAMLError, TypeError, ValueError, ConfigError) as error:
+    except (yaml.YAMLError, TypeError, ValueError, ConfigError, DataError) as error:
         raise DataError(f"{file}: not a recipe ({' '.join(str(error).split())})") from None
 
 

@@ -15,6 +15,7 @@ from images import write_images
 from PIL import Image
 from processes import Fault, evaluate, run_ranks
 from safetensors.torch import load_file, save_file
+from sweeps import made_up
 from tiny import train_args
 from torch.nn import functional as F
 from torchvision.io import decode_image
@@ -26,7 +27,8 @@ from pipelines.manifest import read_split
 from training.build import load_model
 from training.evaluation.looks import Look, looks_at
 from training.evaluation.metrics import decode_classes, from_hex
-from training.records import read_record
+from training.evaluation.outcome import to_markdown, with_earlier_rows
+from training.records import read_record, write_record
 from training.subsets import is_sample, scored_sets
 
 SETS = ["RGB", "RG", "RB", "GB", "R", "G", "B"]
@@ -362,6 +364,27 @@ def test_changed_images(copy, program, folder, tmp_path):
 def batch(images: torch.Tensor, first: int = 0) -> Batch:
     count = len(images)
     return Batch(images, torch.zeros(count), torch.ones(count), torch.arange(first, first + count))
+
+
+def test_rows_on_changed_images_outlive_an_evaluation_that_says_the_same(tmp_path, capsys):
+    file, first = tmp_path / "sweep-test.json", made_up()
+    plain = {key: value for key, value in first.items() if key != "robustness"}
+    assert with_earlier_rows(plain, file) is plain, "nothing was there"
+    write_record(file, first)
+    later = {**plain, "provenance": {**plain["provenance"], "commit": "a later one"}}
+    kept = with_earlier_rows(later, file)
+    assert kept["robustness"] == first["robustness"]
+    assert kept["provenance"]["commit"] == "a later one"
+    assert f"commit {first['provenance']['commit'][:12]}" in to_markdown(kept)
+    write_record(file, kept)
+    assert with_earlier_rows(later, file) == kept, "and a third one"
+    assert capsys.readouterr().err == ""
+    for other in ({"fingerprint": {"test": "other images"}}, {"scores": made_up(seed=1)["scores"]}):
+        assert "robustness" not in with_earlier_rows({**plain, **other}, file)
+        assert "told of changed images, but the scores have changed since" in capsys.readouterr().err
+    file.write_text("torn")
+    assert with_earlier_rows(plain, file) is plain
+    assert "not a record" in capsys.readouterr().err
 
 
 def test_noise_is_on_one_channel_and_seeded():

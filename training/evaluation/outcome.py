@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +41,7 @@ from training.recipe_file import portable, to_dict
 from training.records import provenance, read_record, write_record
 from training.reporting.blocks import markdown_table
 from training.reporting.classes import agreement_note, agreement_rows
+from training.reporting.tables import told_earlier
 from training.runtime import Runtime
 from training.subsets import is_sample, trained_sets
 
@@ -97,18 +99,26 @@ def make_record(
 
 
 def with_earlier_rows(record: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A record that keeps what an earlier one in its place says of changed images, where both answered alike.
+    """A record that keeps what an earlier one in its place says of changed images, and where that comes from.
 
-    Who evaluates a run once more without --robustness must not lose the hours that it took.
+    Who evaluates a run once more without --robustness must not lose the hours that it took. Rows of other images
+    or other weights, which other scores tell, are left out with a word.
     """
     if "robustness" in record or not file.exists():
         return record
     try:
         earlier = read_record(file)
-    except DataError:  # damaged, or of another version: it goes
+    except DataError as error:
+        print(f"note: {error}; it is replaced", file=sys.stderr)
         return record
-    same = earlier.get("right") == record["right"] and "robustness" in earlier
-    return record | {"robustness": earlier["robustness"]} if same else record
+    if "robustness" not in earlier:
+        return record
+    if any(earlier[name] != record[name] for name in ("fingerprint", "scores")):
+        lost = f"{file} told of changed images, but the scores have changed since"
+        print(f"note: {lost}; --robustness tells of them again", file=sys.stderr)
+        return record
+    source = earlier.get("robustness_provenance", earlier["provenance"])
+    return record | {"robustness": earlier["robustness"], "robustness_provenance": source}
 
 
 def write_outcome(file: Path, record: dict[str, Any]) -> None:
@@ -140,7 +150,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         agreement_note(record),
     ]
     if "robustness" in record:
-        parts += ["## Changed images", markdown_table(_robustness_rows(record)), _ROBUSTNESS_NOTE]
+        earlier = f" {told_earlier(record)}" if "robustness_provenance" in record else ""
+        parts += ["## Changed images", markdown_table(_robustness_rows(record)), _ROBUSTNESS_NOTE + earlier]
     parts.append(f"`{made['command']}`, {made['date']}, commit {made['commit'][:12]}, {made['hardware']}")
     return "\n\n".join(parts) + "\n"
 

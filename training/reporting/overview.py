@@ -54,7 +54,8 @@ def robustness(source: Source) -> Iterator[Block]:
     """What becomes of the accuracy when images are changed."""
     records, gaps = source.having("robustness", flag=" --robustness")
     note = "Channels in another order, one channel noisy, or another size in pixels; with 95 % Wilson intervals."
-    yield Table("Top-1 accuracy on changed images", tables.robustness_rows(records), note)
+    earlier = [tables.told_earlier(record) for record in records if "robustness_provenance" in record]
+    yield Table("Top-1 accuracy on changed images", tables.robustness_rows(records), " ".join([note, *earlier]))
     yield from gaps
 
 

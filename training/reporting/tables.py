@@ -6,6 +6,7 @@ from typing import Any
 from pipelines.errors import DataError
 from training.reporting import benchmarks, comparison
 from training.reporting.answers import (
+    Record,
     Records,
     all_sets,
     by_model,
@@ -124,6 +125,12 @@ def _told(row: dict[str, Any] | None, told: Callable[[dict[str, Any]], str]) -> 
         return "–" if row is None else told(row)
     except KeyError:
         return "–"
+
+
+def told_earlier(record: Record) -> str:
+    """Where rows on changed images come from that an earlier evaluation left."""
+    made = record["robustness_provenance"]
+    return f"Those of {record['name']} are from {made['date'][:10]}, commit {short_commit(made['commit'])}."
 
 
 def robustness_rows(records: Records) -> Rows:
