@@ -42,7 +42,7 @@ def test_moments_are_what_they_are_called(calls):
 
 
 @pytest.mark.parametrize("kind", ["anywhere", "while or after writing a checkpoint"])
-def test_killed_ranks_lose_nothing(data, calls, whole, kind, tmp_path, request):
+def test_killed_ranks_lose_nothing(data, calls, whole, kind, tmp_path, request, record_property):
     world, wanted = whole
     where = range(1, len(calls) - 5) if kind == "anywhere" else within(calls, "Checkpoints.save")[:-5]
     count = ALL if request.config.getoption("--thorough") else QUICK - (world > 1)
@@ -53,4 +53,7 @@ def test_killed_ranks_lose_nothing(data, calls, whole, kind, tmp_path, request):
         folder.mkdir()
         kill_and_resume(data, folder, world, rank, call if rank == 0 else call // 4 + 1)
         assert_nothing_lost(folder / "run", wanted)
-    print(f"{count} of {count} killed runs of {world} rank(s), {kind}, ended with the same weights")
+        survived = number + 1
+    assert survived == count
+    told = f"{survived} of {count} killed runs of {world} rank(s), {kind}, ended with the same weights"
+    record_property("counted", told)
