@@ -46,7 +46,7 @@ def flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def alone(path: Path, busy: str) -> Iterator[None]:
+def locked(path: Path, busy: str) -> Iterator[None]:
     """Keep other processes out of what a path stands for, until this one is done with it or ends.
 
     Args:

@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 from pipelines import class_names
 from pipelines.cli import run_program
 from pipelines.errors import DataError
-from pipelines.files import GB, alone, check_room, disk_trouble, flush, fresh, write_atomically
+from pipelines.files import GB, check_room, disk_trouble, flush, fresh, locked, write_atomically
 from pipelines.manifest import parse_labels, read_manifest, read_split
 from pipelines.progress import track
 from pipelines.samples import Samples, content_hash
@@ -123,7 +123,7 @@ def pack_samples(found: dict[str, Samples], out: Path, options: Options, names: 
     out.mkdir(parents=True, exist_ok=True)
     # Two packing into one folder would write the same temporary files.
     busy = f"{out}: another process is packing into it; wait, or name another folder"
-    with disk_trouble(out), alone(out, busy):
+    with disk_trouble(out), locked(out, busy):
         _begin(out, record)
         if names:
             write_atomically(out / class_names.FILE, names)

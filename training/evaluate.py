@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor
 
 from pipelines.batch import Batch, Loader
-from pipelines.files import alone
+from pipelines.files import locked
 from pipelines.progress import track
 from pipelines.samples import Samples
 from training.build import load_samples, make_loader
@@ -102,7 +102,7 @@ def _lock(run_dir: Path, job: Evaluation, runtime: Runtime, held: ExitStack) -> 
     """Keep other evaluations of a run that ask the same out until this one has answered."""
     lock = run_dir / f".{Path(job.record).stem}.lock"
     busy = f"{run_dir} is being evaluated in the same way by another process; wait for it"
-    runtime.first(lambda: held.enter_context(alone(lock, busy)))
+    runtime.first(lambda: held.enter_context(locked(lock, busy)))
 
 
 def _answer(

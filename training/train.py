@@ -19,7 +19,7 @@ from torch import Tensor
 from modeling.weights import NETWORK
 from pipelines.batch import Loader
 from pipelines.class_names import class_names
-from pipelines.files import alone
+from pipelines.files import locked
 from pipelines.manifest import has_list
 from pipelines.samples import Samples
 from training import zero
@@ -167,7 +167,7 @@ def _open_run(run_dir: Path, recipe: Recipe, samples: dict[str, Samples], held: 
     """Make the run directory, lock it, and say in it what the run is and which images it does without."""
     run_dir.mkdir(parents=True, exist_ok=True)
     busy = f"{run_dir} is in use by another process; wait, or choose another --run-dir"
-    held.enter_context(alone(run_dir / ".lock", busy))
+    held.enter_context(locked(run_dir / ".lock", busy))
     save_recipe(recipe, run_dir / "config.yaml")
     for split, scanned in samples.items():
         if scanned.quarantined:

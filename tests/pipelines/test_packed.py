@@ -23,7 +23,7 @@ from pipelines.batch import View
 from pipelines.build import build_loader
 from pipelines.class_names import class_names
 from pipelines.errors import DataError
-from pipelines.files import alone
+from pipelines.files import locked
 from pipelines.integrity import scan
 from pipelines.manifest import Manifest, read_split
 from pipelines.samples import Samples, content_hash
@@ -406,7 +406,7 @@ def test_image_that_changes_after_the_scan_is_named(data_dir, tmp_path):
 
 def test_second_packer_is_turned_away(data_dir, tmp_path):
     (tmp_path / "out").mkdir()
-    with alone(tmp_path / "out", "busy"), pytest.raises(DataError, match="another process"):
+    with locked(tmp_path / "out", "busy"), pytest.raises(DataError, match="another process"):
         packed.pack(data_dir, tmp_path / "out")
 
 
