@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -294,6 +295,34 @@ def test_ranks_agree_on_who_failed(copy, folder, tmp_path):
     assert len(errors) == 2
     assert said(good) == wanted
     assert not (raises / "sweep-test.json").exists()
+
+
+def evaluate_failing_to_load_on_one_rank(args: list[str]) -> None:
+    """The last rank has no memory for the run `raises`."""
+    from training.evaluation import candidates
+
+    load = candidates.load_with
+
+    def load_with(run_dir, missing):
+        if run_dir.name == "raises" and int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+            raise torch.OutOfMemoryError("no memory left")
+        return load(run_dir, missing)
+
+    candidates.load_with = load_with
+    evaluate(args)
+
+
+@pytest.mark.parametrize("more", [[], ["--recalibrate", "16"]], ids=["plain", "recalibrated"])
+def test_ranks_agree_on_who_was_not_loaded(copy, tmp_path, more):
+    """Before the ranks measure norms together, in which one of them would be missed."""
+    good, raises, log = copy("naive"), copy("any", "raises"), tmp_path / "log"
+    main = evaluate_failing_to_load_on_one_rank
+    assert run_ranks([str(raises), str(good), *more], log, world=2, main=main) == [1, 1], log.read_text()
+    errors = [line for line in log.read_text().splitlines() if line.startswith("error:")]
+    assert errors[0] == f"error: {raises}: OutOfMemoryError: no memory left"
+    assert errors[1].startswith("error: 1 of 2 runs failed")
+    assert len(errors) == 2
+    assert (good / f"sweep-test{'-recalibrated' if more else ''}.json").exists()
 
 
 def test_killed_and_resumed_on_another_number_of_ranks(copy, folder, program, tmp_path, decoded, capsys):

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,16 @@ def prepare(run_dir: Path, job: Evaluation, samples: Samples, runtime: Runtime) 
         ConfigError: its network cannot take what it is asked to.
         DataError: the run directory lacks something, or the samples have other classes, or in another order.
     """
+    candidate = runtime.together(partial(_load, run_dir, job, samples, runtime))
+    if job.recalibrate:
+        by_set = {look.shown: network for look, network in candidate.networks.items()}
+        batches = _calibration(candidate.recipe, job.recalibrate, candidate.channels, runtime)
+        recalibrate(by_set, candidate.channels, batches, runtime)
+    return candidate
+
+
+def _load(run_dir: Path, job: Evaluation, samples: Samples, runtime: Runtime) -> Candidate:
+    """What each rank does by itself: another may have failed, and would not answer."""
     _, model, metadata = load_with(run_dir, job.missing)
     recipe = recipe_of(run_dir, job)
     if samples.classes != int(metadata["classes"]):
@@ -86,7 +97,6 @@ def prepare(run_dir: Path, job: Evaluation, samples: Samples, runtime: Runtime) 
             f"{samples.classes}; name the right folder with --data"
         )
     if job.data and "class_names" in metadata:
-        # On every rank by itself: one may have failed above, and would not answer.
         note = _compare_names(run_dir, json.loads(metadata["class_names"]), recipe.data)
         if note and runtime.is_main:
             print(f"note: {note}", file=sys.stderr)
@@ -102,9 +112,6 @@ def prepare(run_dir: Path, job: Evaluation, samples: Samples, runtime: Runtime) 
         sets = list(dict.fromkeys(look.chosen for look in networks))
         say_what_has_no_norm(model, recipe, sets)
         say_what_is_sampled(model, recipe, sets)
-    if job.recalibrate:
-        by_set = {look.shown: network for look, network in networks.items()}
-        recalibrate(by_set, channels, _calibration(recipe, job.recalibrate, channels, runtime), runtime)
     return Candidate(run_dir, recipe, model.cpu(), metadata, networks, stand_ins, channels)
 
 
