@@ -75,6 +75,7 @@ def main(job: Report) -> None:
         raise DataError("no run directory given; evaluate one with python -m training.evaluate RUN_DIR")
     records = [read_record(_record_file(source, job.split)) for source in job.sources]
     if job.figure:
+        check_same_images([record for record in records if record["kind"] == "sweep"])
         write_atomically(job.figure, on_white(_FIGURES[job.of](records)))
         print(f"wrote {job.figure}")
         return

@@ -6,7 +6,7 @@ import re
 import pytest
 from sweeps import made_up
 
-from training.reporting.figures import accuracy_by_cost, costs_of
+from training.reporting.figures import accuracy_by_cost, accuracy_by_set, costs_of
 
 DEPTHS = {"deep": {"d1": 34, "d2": 34}, "flat": {"d1": 4, "d2": 4}}
 
@@ -21,8 +21,39 @@ def speeds(**images_per_s: float) -> dict:
     return {"kind": "benchmark networks", "parts": {"inference, one image": {"summary": rows}}}
 
 
+def texts(svg: str) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]+)</text>", svg)
+
+
 def panels(svg: str) -> list[str]:
-    return [text for text in re.findall(r"<text[^>]*>([^<]+)</text>", svg) if re.search("map|million|ms", text)]
+    return [text for text in texts(svg) if re.search("map|million|ms", text)]
+
+
+def test_few_models_are_bars_and_many_are_points_in_a_panel_for_each_set():
+    models = [made_up(name, seed=i, sets=["RG", "R", "G"]) for i, name in enumerate("abcde")]
+    few, many = accuracy_by_set(models[:4]), accuracy_by_set(models)
+    assert "channels given" in texts(few)
+    assert "channels given" not in texts(many)
+    for svg, names in ((few, "abcd"), (many, "abcde")):
+        assert [text for text in texts(svg) if text in names] == list(names)
+        assert [text for text in texts(svg) if text in ("RG", "R", "G")] == ["RG", "R", "G"]
+    assert many.count("LineCollection") == 3 * 5
+
+
+def test_more_sets_than_fit_in_a_row():
+    sets = ["RGB", "RG", "RB", "GB", "R", "G", "B", "other"]
+    svg = accuracy_by_set([made_up(name, seed=i, sets=sets) for i, name in enumerate("vwxyz")])
+    assert [text for text in texts(svg) if text in sets] == sets
+
+
+def test_models_that_saw_other_images_share_no_picture(tmp_path, program, capsys):
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, print_ in zip(files, ("one", "other"), strict=True):
+        record = made_up(file.stem)
+        file.write_text(json.dumps(record | {"fingerprint": dict.fromkeys(record["fingerprint"], print_)}))
+    assert program("report", *files, "--figure", tmp_path / "a.svg") == 2
+    assert "were not scored on the same images" in capsys.readouterr().err
+    assert not (tmp_path / "a.svg").exists()
 
 
 def test_costs_are_those_of_the_records():

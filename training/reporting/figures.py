@@ -1,47 +1,78 @@
 """Pictures for reports, as SVG text; colours are told apart by colour-blind readers (Okabe and Ito)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.errors import DataError
-from training.reporting.answers import all_sets
+from training.reporting.answers import all_sets, scores_by_model
 from training.reporting.canvas import SCALE, Axes, AxesImage, Figure, LogNorm, Normalize, Rectangle, style, svg
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
+Models = Mapping[str, Mapping[str, Mapping[str, float]]]  # score rows by model and channel set
+_MOST_BARS = 4  # in a group; more cannot be told apart
+_SETS_PER_ROW = 7
 _FIELDS_PER_ROW = 4
+_QUIET = "#7f7f7f"
 _OUTLINES = ("solid", "dashed", "dotted")  # of squares in a field, from the smallest on
 
 
 def accuracy_by_set(records: Sequence[dict[str, Any]]) -> str:
-    """Bars of top-1 accuracy for each channel set and model, with 95 % intervals."""
+    """Top-1 accuracy for each channel set and model, with 95 % intervals: bars of few models, points of many.
+
+    Experts are one model where others stand beside them. A line through points marks the first model's accuracy.
+    """
+    scores = scores_by_model(records)
+    draw = _bars if len(scores) <= _MOST_BARS else _points
     with style():
-        figure = Figure(figsize=(8, 3.2), layout="constrained")
-        axes = figure.add_subplot()
-        names = all_sets(records)
-        width = 0.8 / len(records)
-        for i, record in enumerate(records):
-            taken = [x for x, name in enumerate(names) if name in record["scores"]]  # an expert takes one set
-            rows = [record["scores"][names[x]] for x in taken]
-            heights = [100 * row["accuracy"] for row in rows]
-            errors = [
-                [100 * (row["accuracy"] - row["low"]) for row in rows],
-                [100 * (row["high"] - row["accuracy"]) for row in rows],
-            ]
-            places = [x + (i - (len(records) - 1) / 2) * width for x in taken]
-            axes.bar(
-                places,
-                heights,
-                width * 0.92,
-                yerr=errors,
-                label=record["name"],
-                color=COLOURS[i % len(COLOURS)],
-                error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#7f7f7f"},
-            )
-        axes.set_xticks(range(len(names)), names)
-        axes.set_xlabel("channels given")
-        axes.set_ylabel(f"{records[0]['split']} top-1 accuracy, %")
-        axes.legend(frameon=False, loc="upper right", ncols=len(records), bbox_to_anchor=(1, 1.15))
-        return svg(figure)
+        return svg(draw(scores, all_sets(records), f"{records[0]['split']} top-1 accuracy, %"))
+
+
+def _bars(models: Models, names: Sequence[str], label: str) -> Figure:
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / len(models)
+    for i, (model, scores) in enumerate(models.items()):
+        taken = [x for x, name in enumerate(names) if name in scores]  # an expert takes one set
+        heights, errors = _with_errors([scores[names[x]] for x in taken])
+        places = [x + (i - (len(models) - 1) / 2) * width for x in taken]
+        bars = {"elinewidth": 1, "capsize": 2, "ecolor": _QUIET}
+        axes.bar(places, heights, width * 0.92, yerr=errors, label=model, color=COLOURS[i], error_kw=bars)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlabel("channels given")
+    axes.set_ylabel(label)
+    axes.legend(frameon=False, loc="upper right", ncols=len(models), bbox_to_anchor=(1, 1.15))
+    return figure
+
+
+def _points(models: Models, names: Sequence[str], label: str) -> Figure:
+    """A row for each model, a panel for each channel set."""
+    rows = -(-len(names) // _SETS_PER_ROW)
+    columns = min(len(names), _SETS_PER_ROW)
+    figure = Figure(figsize=(1.5 + columns, rows * (0.6 + 0.2 * len(models)) + 0.2), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, name in zip(panels, names, strict=False):
+        for y, scores in enumerate(models.values()):
+            if name in scores:
+                (middle,), error = _with_errors([scores[name]])
+                axes.errorbar(middle, y, xerr=error, fmt="o", markersize=3, color=COLOURS[0])
+                if y == 0:
+                    axes.axvline(middle, color=_QUIET, linewidth=0.7)
+        axes.set_title(name, fontsize=9)
+        axes.set_yticks(range(len(models)), models)
+        axes.tick_params(labelsize=8)
+    panels[0].invert_yaxis()
+    for unused in panels[len(names) :]:
+        unused.set_axis_off()
+    figure.supxlabel(label, fontsize=9)
+    return figure
+
+
+def _with_errors(rows: Sequence[Mapping[str, float]]) -> tuple[list[float], list[list[float]]]:
+    """Accuracies in percent, and how far their intervals reach below and above."""
+    return [100 * row["accuracy"] for row in rows], [
+        [100 * (row["accuracy"] - row["low"]) for row in rows],
+        [100 * (row["high"] - row["accuracy"]) for row in rows],
+    ]
 
 
 def accuracy_by_cost(records: Sequence[dict[str, Any]]) -> str:
@@ -111,7 +142,7 @@ def _draw_costs(
 ) -> None:
     for part, line in _PARTS.items():
         height, told = 100 * part * scores[0]["accuracy"], f"{part:g} × {names[0]}"
-        axes.axhline(height, color="#7f7f7f", linewidth=0.7, linestyle=line, label=told)
+        axes.axhline(height, color=_QUIET, linewidth=0.7, linestyle=line, label=told)
     for i, (x, score, name) in enumerate(zip(costs, scores, names, strict=True)):
         if x is not None:
             middle, low, high = (100 * score[key] for key in ("accuracy", "low", "high"))
