@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from modeling.channels import parse_names
-from modeling.dynamic_conv import ChannelConv2d, Channels, Descriptor
+from modeling.channels import check_images, parse_names
+from modeling.dynamic_conv import ChannelConv2d, Channels
+from modeling.fourier import Descriptor
 
 
 def adapt(
@@ -42,7 +43,8 @@ def adapt(
     Args:
         network: any module that maps N×C0×H×W images to something, whose first layer is an ungrouped `nn.Conv2d`
             on the image itself. It is kept, not copied. (Where that convolution standardises its weight, as in
-            NFNets, the full set is exact but smaller sets are not mean-filled exactly.)
+            NFNets, the full set is exact but smaller sets are not mean-filled exactly.) If it looks at the
+            channels elsewhere too, in a way that a single channel does not break, nobody notices.
         vocabulary: the channels it reads, in their order: "RGB" for most pretrained weights.
         descriptors: their wavelengths, so that new channels can be described later; see `ChannelConv2d`.
         templates: of the generated part.
@@ -50,8 +52,8 @@ def adapt(
             size only.
 
     Raises:
-        ValueError: no such convolution is found, it reads another number of channels, or the network looks at the
-            channels elsewhere too.
+        ValueError: no such convolution is found, it reads another number of channels, its weight is made of others
+            (weight norm), or the network does not take one channel alone elsewhere.
     """
     vocabulary = parse_names(vocabulary)
     first = first_conv(network, len(vocabulary), size)
@@ -80,15 +82,18 @@ class AdaptedNet(nn.Module):
     ) -> None:
         super().__init__()
         self.body, self.first = body, first
-        weight = body.get_submodule(first).weight
+        reader = body.get_submodule(first)
         self.conv = ChannelConv2d(
             vocabulary,
-            weight.shape[0],
-            tuple(weight.shape[2:]),
+            reader.out_channels,
+            reader.kernel_size,
+            reader.stride,
+            reader.padding,
+            reader.dilation,
             bias=False,
             descriptors=descriptors,
             templates=templates,
-        ).to(weight)
+        ).to(reader.weight)
         nn.init.zeros_(self.conv.mixing)
 
     @property
@@ -117,11 +122,7 @@ class AdaptedNet(nn.Module):
     def forward(self, x: Tensor, channels: Channels = None) -> Tensor:
         """What the network makes of images N×|S|×H×W whose channels are `channels`, the vocabulary if None."""
         kernel = self.kernel(channels)
-        if x.shape[1] != kernel.shape[1]:
-            raise ValueError(
-                f"input has {x.shape[1]} channels, but the channel set {self.conv.parse(channels)} has "
-                f"{kernel.shape[1]}; pass the set that the input is made of"
-            )
+        check_images(x, kernel.shape[1], self.conv.parse(channels))
         key = f"{self.first}.weight" if self.first else "weight"
         return functional_call(self.body, {key: kernel}, (x,))
 
@@ -144,12 +145,17 @@ def first_conv(network: nn.Module, channels: int, size: int = 224) -> str:
     readers, failure = _readers(network, _image(network, channels, size))
     if not readers:
         reason = f" ({failure})" if failure else ""
-        raise ValueError(f"no nn.Conv2d reads an image of {size}×{size} itself{reason}; try another size=")
+        raise ValueError(
+            f"no nn.Conv2d reads an image of {size}×{size} itself{reason}; try another size=, or adapt the part "
+            "of the network behind what changes the image first (a normalisation, transform_input=True)"
+        )
     if len(readers) > 1:
         raise ValueError(f"{len(readers)} convolutions read the image: {', '.join(readers)}; adapt needs just one")
     conv = network.get_submodule(readers[0])
     if conv.groups > 1:
         raise ValueError(f"{readers[0]!r} has groups={conv.groups}; adapt needs an ungrouped first convolution")
+    if "weight" not in conv._parameters:
+        raise ValueError(f"the weight of {readers[0]!r} is made of others; remove its parametrisation first")
     if conv.in_channels != channels:
         raise ValueError(
             f"the network reads {conv.in_channels} channels, the vocabulary has {channels}; name all that it reads"
@@ -193,5 +199,7 @@ def _failure(network: nn.Module, *inputs: object) -> str:
 
 
 def _image(network: nn.Module, channels: int, size: int) -> Tensor:
-    like = next(network.parameters())
+    like = next(network.parameters(), None)
+    if like is None:
+        raise ValueError(f"{type(network).__name__} has no weights, and so no convolution to adapt")
     return torch.zeros(1, channels, size, size, device=like.device, dtype=like.dtype)

@@ -1,6 +1,6 @@
 """ChannelSet: which channels an input has, out of the vocabulary that a model knows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import combinations
 from random import Random
@@ -16,13 +16,17 @@ def parse_names(text: str | Sequence[str]) -> tuple[str, ...]:
     """Channel names from `"RGB"`, `"red+nir"`, `"red,nir"` or a sequence of names.
 
     Raises:
-        ValueError: no name, an empty name or a name given twice.
+        ValueError: no name, an empty name or a name given twice; something else than names in an order.
     """
     if isinstance(text, str):
         separated = text.replace(",", "+")
         names = tuple(separated.split("+")) if "+" in separated else tuple(separated)
     else:
-        names = tuple(text)
+        # A set would be stacked in another order in every process.
+        named = isinstance(text, Iterable) and not isinstance(text, Set | Tensor)
+        names = tuple(text) if named else ()
+        if not named or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"channels are names in the order in which they are stacked, as RG, not {text!r}")
     names = tuple(name.strip() for name in names)
     if not names or not all(names):
         raise ValueError(f"empty channel name in {text!r}; write for instance RGB, RG or red+nir")
@@ -50,14 +54,21 @@ class ChannelSet:
         Raises:
             ValueError: empty, a channel given twice, or a channel that the vocabulary lacks.
         """
-        if isinstance(text, str) and text in vocabulary:  # one channel with a long name
-            return cls((text,))
-        names = text.names if isinstance(text, ChannelSet) else parse_names(text)
+        known = cls(tuple(vocabulary))
+        if isinstance(text, str) and known._is_one(text):
+            names: tuple[str, ...] = (text,)
+        else:
+            names = text.names if isinstance(text, ChannelSet) else parse_names(text)
         for name in names:
             if name not in vocabulary:
-                known = cls(tuple(vocabulary))
                 raise ValueError(f"unknown channel {name!r} in {text!s}; the model knows {known}")
         return cls(names)
+
+    def _is_one(self, text: str) -> bool:
+        """Whether a user's text is the name of one channel, `nir`, known or not, rather than of n, i and r."""
+        long = any(len(name) > 1 for name in self.names)
+        letters = all(letter in self.names for letter in text)
+        return text in self.names or (long and text.isalnum() and not letters)
 
     @classmethod
     def full(cls, vocabulary: Vocabulary) -> Self:
@@ -107,3 +118,25 @@ class ChannelSet:
 
     def __str__(self) -> str:
         return ("+" if any(len(name) > 1 for name in self.names) else "").join(self.names)
+
+
+def check_images(x: Tensor, planes: int, channels: object) -> None:
+    """Refuse what cannot be images of a channel set.
+
+    Args:
+        x: should be N×|S|×H×W, of floating point.
+        planes: |S|.
+        channels: the set, as a message calls it.
+
+    Raises:
+        ValueError: the input is no batch of images, has integers, or another number of channels than the set.
+    """
+    if x.dim() != 4:
+        raise ValueError(f"images come as N×C×H×W, not in the shape {tuple(x.shape)}; see unsqueeze(0) for one")
+    if not x.is_floating_point():
+        raise ValueError(f"images are {x.dtype}; normalise them to floating point first")
+    if x.shape[1] != planes:
+        raise ValueError(
+            f"input has {x.shape[1]} channels, but the channel set {channels} has {planes}; "
+            "pass the set that the input is made of"
+        )

@@ -7,11 +7,12 @@ For a channel set S out of a vocabulary of C0 channels, with M shared templates 
 
 ê_c is the channel's unit-norm embedding and h a small network whose last layer starts at zero. So a channel's
 kernel depends on which others are there ("luminance" on R alone is not "luminance" on RGB), the output does not
-depend on the order in which channels are stacked, and the pre-activation's variance is the same for every |S|.
+depend on the order in which channels are stacked, and the pre-activation's variance starts the same for every |S|.
 
 What tells channels apart is a code of unit norm, from which tables make ê_c and A0(c): with learned ids it is
 one-hot, so that a table is looked up; with physical descriptors it is Fourier features, so that a channel never
-seen in training has an embedding and a kernel too.
+seen in training has an embedding and a kernel too. Channels described as nearer to each other than the
+vocabulary's usual gap then start with kernels that are alike, and add up where their images are alike too.
 
 The templates follow CHAMMI's TemplateMixing (arXiv 2310.19224), the generated kernel HyperNetworks (arXiv
 1609.09106), and kernels made from wavelengths DOFA (arXiv 2403.15356); unlike Dynamic Convolution (arXiv
@@ -20,75 +21,19 @@ The templates follow CHAMMI's TemplateMixing (arXiv 2310.19224), the generated k
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from modeling.channels import ChannelSet, Vocabulary, parse_names
+from modeling.channels import ChannelSet, Vocabulary, check_images, parse_names
+from modeling.fourier import Descriptor, FourierCode
+from modeling.norms import SubsetBatchNorm2d
+from modeling.precision import like, uncast
 
 Channels = ChannelSet | str | Sequence[str] | None  # None: all channels of the vocabulary
-Descriptor = float | Sequence[float]  # of one channel: a wavelength in µm, or several quantities
 Size = int | tuple[int, int]  # one number for both directions, or height and width
-
-
-class FourierCode:
-    """Unit-norm Fourier features of channels' physical descriptors (arXiv 2006.10739).
-
-    Descriptors are measured in the median gap between the vocabulary's own, and frequencies are spread evenly up
-    to half a cycle per gap: enough to tell neighbours apart (their codes are about orthogonal) and no more, so
-    that a channel between two gets a code between theirs. Codes follow from the descriptors; nothing is learned.
-
-    Args:
-        descriptors: of all channels of the vocabulary, equally long; finite.
-
-    Raises:
-        ValueError: a descriptor that is no finite number or sequence of them, or of another length than the rest.
-    """
-
-    FREQUENCIES = 32
-    LENGTH = 2 * FREQUENCIES  # a cosine and a sine each
-
-    def __init__(self, descriptors: Mapping[str, Descriptor]) -> None:
-        self.dimensions = len(_vector(*next(iter(descriptors.items()))))
-        vectors = [_vector(name, descriptor, self.dimensions) for name, descriptor in descriptors.items()]
-        units = torch.tensor([_median_gap(column) for column in zip(*vectors, strict=True)], dtype=torch.float64)
-        # scrambled points repeat nowhere; on a regular grid distant channels would get each other's codes
-        points = torch.quasirandom.SobolEngine(self.dimensions, scramble=True, seed=0).draw(self.FREQUENCIES)
-        self.frequencies = (points.double() - 0.5) / units
-        self.codes: dict[str, Tensor] = {}
-        for name, descriptor in descriptors.items():
-            self.add(name, descriptor)
-
-    def add(self, name: str, descriptor: Descriptor) -> None:
-        """Make a channel known by its descriptor."""
-        vector = torch.tensor(_vector(name, descriptor, self.dimensions), dtype=torch.float64)
-        phase = 2 * math.pi * self.frequencies @ vector
-        self.codes[name] = torch.cat([phase.cos(), phase.sin()]) / math.sqrt(self.FREQUENCIES)
-
-    def __call__(self, channels: ChannelSet) -> Tensor:
-        """Codes of a set's channels, |S|×LENGTH in float64 on the CPU."""
-        return torch.stack([self.codes[name] for name in channels])
-
-
-def _vector(name: str, descriptor: Descriptor, length: int | None = None) -> tuple[float, ...]:
-    vector = (descriptor,) if isinstance(descriptor, Real) else tuple(descriptor)
-    if not vector or not all(isinstance(value, Real) and math.isfinite(value) for value in vector):
-        raise ValueError(f"descriptor of channel {name!r} is {descriptor!r}; give finite numbers, as 0.56 (µm)")
-    if length is not None and len(vector) != length:
-        raise ValueError(
-            f"descriptor of channel {name!r} has length {len(vector)}, not {length}; describe all channels alike"
-        )
-    return tuple(float(value) for value in vector)
-
-
-def _median_gap(values: Sequence[float]) -> float:
-    """Between neighbouring values; 1 if all are equal."""
-    ordered = sorted(set(values))
-    gaps = sorted(high - low for low, high in pairwise(ordered))
-    return gaps[(len(gaps) - 1) // 2] if gaps else 1.0
 
 
 class ChannelConv2d(nn.Module):
@@ -114,8 +59,9 @@ class ChannelConv2d(nn.Module):
         input N×|S|×H×W with the channels stacked in the order of the set; output N×O×H'×W' as for `nn.Conv2d`.
 
     Raises:
-        ValueError: unknown, duplicate or no channels; an input with another number of channels than the set;
-            descriptors that are not one for each channel of the vocabulary, or not finite.
+        ValueError: unknown, duplicate or no channels; an input that is no batch of images of that set, see
+            `check_images`; descriptors that are not one for each channel of the vocabulary, not finite or not
+            distinct; a geometry that `nn.Conv2d` would not take either.
     """
 
     def __init__(
@@ -139,25 +85,34 @@ class ChannelConv2d(nn.Module):
         self.fourier = None if descriptors is None else FourierCode(_for_each(self.vocabulary, descriptors))
         self.out_channels, self.kernel_size = out_channels, _pair(kernel_size)
         self.stride, self.padding, self.dilation = stride, padding, dilation
+        if min(templates, embedding, hidden, out_channels, *self.kernel_size) < 1:
+            raise ValueError("out_channels, kernel_size, templates, embedding and hidden must be at least 1")
+        nn.Conv2d(1, 1, self.kernel_size, stride, padding, dilation, device="meta")  # refuses what it cannot be
         rows = FourierCode.LENGTH if self.fourier else len(self.vocabulary)
         self.templates = nn.Parameter(torch.empty(templates, out_channels, *self.kernel_size))
         self.mixing = nn.Parameter(torch.empty(rows, templates, out_channels))
         self.embedding = nn.Parameter(torch.empty(rows, embedding))
         self.context = nn.Linear(embedding, embedding)
         self.refine = nn.Sequential(
-            nn.Linear(2 * embedding, hidden), nn.GELU(), nn.Linear(hidden, templates * out_channels)
+            nn.Linear(2 * embedding, hidden), nn.GELU(), _ZeroLinear(hidden, templates * out_channels)
         )
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self.reset_parameters()
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self._start()
 
     def reset_parameters(self) -> None:
-        """Start with He variance for every set: h is zero and codes have unit norm, so A has variance 1/M."""
+        """Forget all that was learned."""
+        for layer in (self.context, self.refine[0], self.refine[-1]):
+            layer.reset_parameters()
+        self._start()
+
+    def _start(self) -> None:
+        """With He's variance for every set: h is zero and codes have unit norm, so A has variance 1/M."""
         fan_in = len(self.vocabulary) * math.prod(self.kernel_size)
         nn.init.normal_(self.templates, std=math.sqrt(2 / fan_in))
         nn.init.normal_(self.mixing, std=math.sqrt(1 / len(self.templates)))
         nn.init.normal_(self.embedding)
-        nn.init.zeros_(self.refine[-1].weight)
-        nn.init.zeros_(self.refine[-1].bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def describe(self, name: str, descriptor: Descriptor) -> None:
         """Make a channel outside the vocabulary known by its descriptor, in the units of the vocabulary's.
@@ -187,8 +142,9 @@ class ChannelConv2d(nn.Module):
     def encode(self, channels: Channels = None) -> Tensor:
         """What tells the channels apart: indices, (|S|,) int64, or Fourier features, |S|×F.
 
-        Wherever channels are named, their code may stand instead. A compiled network should be given codes: it is
-        compiled once for each |S|, whereas names would have it compiled for each set.
+        Wherever channels are named, their code may stand instead. A compiled convolution should be given codes: it
+        is compiled at most once for each |S|, whereas names would have it compiled for each set. For more than
+        eight sizes raise `torch._dynamo.config.recompile_limit`.
         """
         channels = self.parse(channels)
         if self.fourier:
@@ -196,9 +152,9 @@ class ChannelConv2d(nn.Module):
         return torch.tensor(channels.indices(self.vocabulary), device=self.mixing.device)
 
     def kernel(self, channels: Channels | Tensor = None) -> Tensor:
-        """The kernel for a channel set, O×|S|×k×k, generated in float32 even under autocast."""
+        """The kernel for a channel set, O×|S|×k×k, generated in the weights' precision even under autocast."""
         code = channels if isinstance(channels, Tensor) else self.encode(channels)
-        with torch.autocast(self.templates.device.type, enabled=False):
+        with uncast(self.templates.device):
             embedded = F.normalize(_rows(self.embedding, code), dim=1)  # |S|×E
             context = self.context(embedded.mean(0)).expand_as(embedded)
             refined = self.refine(torch.cat([embedded, context], dim=1))
@@ -209,20 +165,19 @@ class ChannelConv2d(nn.Module):
     def forward(self, x: Tensor, channels: Channels | Tensor = None) -> Tensor:
         """Convolve an input whose channels are `channels` (names or their code), all of the vocabulary if None."""
         kernel = self.kernel(channels)
-        if x.shape[1] != kernel.shape[1]:
-            named = "given" if isinstance(channels, Tensor) else self.parse(channels)
-            raise ValueError(
-                f"input has {x.shape[1]} channels, but the channel set {named} has {kernel.shape[1]}; "
-                "pass the set that the input is made of"
-            )
-        if not torch.is_autocast_enabled(x.device.type):  # autocast casts by itself, from float32
-            kernel = kernel.to(x.dtype)
+        check_images(x, kernel.shape[1], "given" if isinstance(channels, Tensor) else self.parse(channels))
+        kernel = like(kernel, x)
         bias = None if self.bias is None else self.bias.to(kernel.dtype)
         return F.conv2d(x, kernel, bias, self.stride, self.padding, self.dilation)
 
     @torch.no_grad()
-    def materialize(self, channels: Channels = None) -> nn.Conv2d:
-        """A plain `nn.Conv2d` that computes the same for this channel set."""
+    def materialize(self, channels: Channels = None, norm: SubsetBatchNorm2d | None = None) -> nn.Conv2d:
+        """A plain `nn.Conv2d` that computes the same for this channel set, with the norm behind it folded in.
+
+        Args:
+            channels: the set.
+            norm: what stands behind this convolution, as it is at inference; nothing if None.
+        """
         kernel = self.kernel(channels)
         conv = nn.Conv2d(
             kernel.shape[1],
@@ -238,12 +193,25 @@ class ChannelConv2d(nn.Module):
         conv.weight.copy_(kernel)
         if self.bias is not None:
             conv.bias.copy_(self.bias)
+        if norm is not None:
+            conv = fuse_conv_bn_eval(conv.eval(), norm.ordinary(self.parse(channels)).eval())
         return conv.train(self.training)
 
     def extra_repr(self) -> str:
         """Shown by `print(module)`."""
-        size, names = self.kernel_size, ChannelSet(self.known)
-        return f"{names} → {self.out_channels}, kernel_size={size}, stride={self.stride}, padding={self.padding}"
+        geometry = {key: getattr(self, key) for key in ("kernel_size", "stride", "padding", "dilation")}
+        told = geometry | {"bias": self.bias is not None, "described": self.fourier is not None}
+        text = ", ".join(f"{key}={value}" for key, value in told.items())
+        return f"{ChannelSet(self.known)} → {self.out_channels}, {text}"
+
+
+class _ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero, also where each layer is told to start anew by itself."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # draws as many numbers as any other, for what is initialised behind it
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
 
 def _rows(table: Tensor, code: Tensor) -> Tensor:
@@ -252,6 +220,8 @@ def _rows(table: Tensor, code: Tensor) -> Tensor:
 
 
 def _for_each(vocabulary: Vocabulary, descriptors: Mapping[str, Descriptor]) -> dict[str, Descriptor]:
+    if not isinstance(descriptors, Mapping):
+        raise ValueError(f"descriptors are given by name, as {{'R': 0.665, …}}, not as {descriptors!r}")
     if set(descriptors) != set(vocabulary):
         raise ValueError(
             f"descriptors are given for {', '.join(descriptors) or 'no channel'}, the vocabulary is "
@@ -261,71 +231,7 @@ def _for_each(vocabulary: Vocabulary, descriptors: Mapping[str, Descriptor]) -> 
 
 
 def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
-class SubsetBatchNorm2d(nn.Module):
-    """BatchNorm with a gain, shift and running statistics of its own for each channel set.
-
-    A luminance filter needs 2.85 times its gain on R alone and an opponent filter a quarter, so one gain for all
-    sets cannot serve. Up to `MAX_TABLE` channels every set has a row; beyond, sets of one size share a row. The
-    rows are slices of single tensors, so that under DDP every parameter takes part in every step.
-
-    Args:
-        by_size: let sets of one size share a row however few channels there are; needed where channels outside
-            the vocabulary are described later, whose sets no table can hold.
-
-    Shape:
-        N×O×H×W, input and output.
-    """
-
-    MAX_TABLE = 6  # channels: 63 sets
-
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        features: int,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-        *,
-        by_size: bool = False,
-    ) -> None:
-        super().__init__()
-        self.vocabulary, self.eps, self.momentum = vocabulary, eps, momentum
-        count = len(vocabulary)
-        self.by_size = by_size or count > self.MAX_TABLE
-        rows = count if self.by_size else 2**count - 1
-        self.weight = nn.Parameter(torch.ones(rows, features))
-        self.bias = nn.Parameter(torch.zeros(rows, features))
-        self.register_buffer("running_mean", torch.zeros(rows, features))
-        self.register_buffer("running_var", torch.ones(rows, features))
-
-    def row(self, channels: ChannelSet) -> int:
-        """Which row of the tables a channel set uses."""
-        if self.by_size:  # described channels can make a set larger than the vocabulary
-            return min(len(channels), len(self.vocabulary)) - 1
-        if unknown := set(channels) - set(self.vocabulary):
-            raise ValueError(
-                f"channel {unknown.pop()!r} has been described since: no norm but one by size has its sets"
-            )
-        return channels.mask(self.vocabulary) - 1
-
-    def forward(self, x: Tensor, channels: ChannelSet) -> Tensor:
-        """Normalise with the statistics of this channel set."""
-        row = self.row(channels)
-        return F.batch_norm(
-            x,
-            self.running_mean[row],
-            self.running_var[row],
-            self.weight[row],
-            self.bias[row],
-            self.training,
-            self.momentum,
-            self.eps,
-        )
-
-    def affine(self, channels: ChannelSet) -> tuple[Tensor, Tensor]:
-        """What the norm amounts to at inference: scale and shift, each of shape (O,)."""
-        row = self.row(channels)
-        scale = self.weight[row] * torch.rsqrt(self.running_var[row] + self.eps)
-        return scale, self.bias[row] - self.running_mean[row] * scale
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2:
+        raise ValueError(f"kernel_size is {size!r}; give one number, or height and width")
+    return pair

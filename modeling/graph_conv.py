@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modeling.attention import PositionEncoding
+from modeling.precision import uncast
 
 _GROUPS = 4  # of the update, the paper's "multi-head" one
 
@@ -26,7 +27,7 @@ def nearest(nodes: Tensor, count: int) -> Tensor:
     Returns:
         indices, N×T×count, nearest first.
     """
-    with torch.autocast(nodes.device.type, enabled=False):
+    with uncast(nodes.device):
         directions = F.normalize(nodes.float(), dim=2)
         return (directions @ directions.mT).topk(min(count, nodes.shape[1]), dim=2).indices
 

@@ -35,7 +35,8 @@ class ChannelNet(nn.Module):
         """
         if isinstance(x, Tensor):
             return self.body(self.stem(x, self.stem.parse(channels)))
-        features = self.stem.groups(x, [self.stem.parse(chosen) for chosen in channels])
+        sets = [None] * len(x) if channels is None else channels
+        features = self.stem.groups(x, [self.stem.parse(chosen) for chosen in sets])
         return self.body(features.contiguous(memory_format=torch.channels_last))
 
     def anneal(self, progress: float) -> None:
@@ -47,12 +48,17 @@ class ChannelNet(nn.Module):
         if isinstance(self.body, TwoLayerBody):
             self.body.anneal(progress)
 
-    def materialize(self, channels: Channels = None) -> nn.Sequential:
+    def materialize(self, channels: Channels = None, *, fold: bool = True) -> nn.Sequential:
         """The network for one channel set with a plain stem, in inference mode; it shares no memory with this.
 
-        The body of a two-layer network is merged, see `TwoLayerBody.merged`.
+        Args:
+            channels: the set, all channels if None.
+            fold: the stem's norm into its convolution, and those of a two-layer network's body, see
+                `TwoLayerBody.merged`; else norms stay, for whoever wants to change their statistics.
         """
-        stem = self.stem.materialize(self.stem.parse(channels))
-        body = self.body.merged() if isinstance(self.body, TwoLayerBody) else copy.deepcopy(self.body)
+        chosen = self.stem.parse(channels)
+        stem = self.stem.materialize(chosen) if fold else self.stem.unfolded(chosen)
+        merge = fold and isinstance(self.body, TwoLayerBody)
+        body = self.body.merged() if merge else copy.deepcopy(self.body)
         plain = nn.Sequential(OrderedDict(stem=stem, body=body))
         return plain.eval().requires_grad_(False)

@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from modeling.precision import uncast
+
 Pooling = Literal["mean", "mean-std", "covariance"]
 
 
@@ -83,7 +85,7 @@ class CovariancePool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Reduce, take the covariance, and its root."""
         x = self.reduce(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with uncast(x.device):
             root = matrix_sqrt(covariance(x.float(), self.eps), self.iterations)
         return root.flatten(1)[:, self.upper]
 

@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modeling.channels import ChannelSet, Vocabulary
+from modeling.channels import ChannelSet, Vocabulary, check_images
 from modeling.dynamic_conv import ChannelConv2d
-from modeling.stems import Gain, KernelStem, Norm, StemShape, check_planes, he_conv, inference_affine, set_gain
+from modeling.norms import affine
+from modeling.precision import like, uncast
+from modeling.stems import Gain, KernelStem, Norm, StemShape, he_conv, set_gain
 
 
 class SliceStem(KernelStem):
@@ -252,7 +254,7 @@ class HyperStem(KernelStem):
 
     def kernel(self, channels: ChannelSet) -> Tensor:
         """The generated slices of the present channels times the gain, O×|S|×k×k."""
-        with torch.autocast(self.embedding.device.type, enabled=False):
+        with uncast(self.embedding.device):
             slices = self.generate(self.embedding[self.indices(channels)]).view(-1, *self.shape)
             return slices.transpose(0, 1) * set_gain("sqrt", self.vocabulary, channels)
 
@@ -308,28 +310,36 @@ class AttentionStem(KernelStem):
 
     def attention(self, x: Tensor, channels: ChannelSet) -> Tensor:
         """How much each image heeds each kernel, N×M; rows sum to 1."""
-        with torch.autocast(x.device.type, enabled=False):
-            hidden = F.relu(F.linear(x.float().mean((2, 3)), *self._squeeze(channels)))
+        with uncast(x.device):
+            weight, bias = self._squeeze(channels)
+            hidden = F.relu(F.linear(x.to(weight.dtype).mean((2, 3)), weight, bias))
             return (self.logits(hidden) / self.temperature).softmax(1)
 
     def convolve(self, x: Tensor, channels: ChannelSet) -> Tensor:
         """Convolve every image with its own mixture of the set's kernels."""
         kernels = self.kernel(channels)
-        check_planes(x, channels)
+        check_images(x, len(channels), channels)
         return convolve_each(x, self.attention(x, channels), kernels, self.stride)
 
     @torch.no_grad()
-    def materialize(self, channels: ChannelSet) -> "DynamicConv2d":
-        """The dynamic convolution for the set, norm and temperature folded in; it is not a plain convolution."""
-        weight, bias = self._squeeze(channels)
-        scale, shift = inference_affine(self.norm, channels)
+    def plain(self, channels: ChannelSet) -> "DynamicConv2d":
+        """The dynamic convolution for the set, the temperature folded in; it is not a plain convolution."""
+        kernels = self.kernel(channels)
         return DynamicConv2d(
-            _linear(weight, bias),
+            _linear(*self._squeeze(channels)),
             _linear(self.logits.weight / self.temperature, self.logits.bias / self.temperature),
-            self.kernel(channels) * scale.view(-1, 1, 1, 1),
-            shift,
+            kernels,
+            kernels.new_zeros(kernels.shape[1]),
             self.stride,
         )
+
+    @torch.no_grad()
+    def materialize(self, channels: ChannelSet) -> "DynamicConv2d":
+        """The same with the norm folded into the kernels."""
+        conv, (scale, shift) = self.plain(channels), affine(self.norm.ordinary(channels))
+        conv.kernels.mul_(scale.repeat(self.logits.out_features).view(-1, 1, 1, 1))
+        conv.bias.copy_(shift)
+        return conv
 
     def _squeeze(self, channels: ChannelSet) -> tuple[Tensor, Tensor]:
         """First layer of the attention for one set: weight hidden×|S| on the means, and bias (hidden,)."""
@@ -372,18 +382,16 @@ def convolve_each(x: Tensor, attention: Tensor, kernels: Tensor, stride: int) ->
     Args:
         x: N×C×H×W.
         attention: N×M.
-        kernels: M×O×C×k×k, mixed in float32 even under autocast.
+        kernels: M×O×C×k×k, mixed in their own precision even under autocast.
         stride: of the convolution; padding is half the kernel.
     """
-    with torch.autocast(x.device.type, enabled=False):
-        mixed = attention.float() @ kernels.flatten(1)  # N×(O·C·k·k)
+    with uncast(x.device):
+        mixed = attention.to(kernels.dtype) @ kernels.flatten(1)  # N×(O·C·k·k)
     count, planes, height, width = x.shape
     weight = mixed.view(-1, planes, *kernels.shape[-2:])  # (N·O)×C×k×k
-    if not torch.is_autocast_enabled(x.device.type):  # autocast casts by itself, from float32
-        weight = weight.to(x.dtype)
     y = F.conv2d(
         x.reshape(1, count * planes, height, width),
-        weight,
+        like(weight, x),
         stride=stride,
         padding=kernels.shape[-1] // 2,
         groups=count,
@@ -393,7 +401,7 @@ def convolve_each(x: Tensor, attention: Tensor, kernels: Tensor, stride: int) ->
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A linear layer with these values."""
-    layer = nn.Linear(*reversed(weight.shape), device=weight.device)
+    layer = nn.Linear(*reversed(weight.shape)).to(weight)
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
     return layer

@@ -6,15 +6,20 @@ naive control; what else must be beaten stands in `modeling.rivals`.
 
 import copy
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from modeling.channels import ChannelSet, Vocabulary
-from modeling.dynamic_conv import ChannelConv2d, Channels, Descriptor, SubsetBatchNorm2d
+from modeling.channels import ChannelSet, Vocabulary, check_images, parse_names
+from modeling.dynamic_conv import ChannelConv2d, Channels
+from modeling.fourier import Descriptor
+from modeling.norms import SharedBatchNorm2d, SubsetBatchNorm2d
+from modeling.precision import like
 
 Norm = Literal["per-set", "per-size", "shared"]
 Gain = Literal["sqrt", "linear", "none"]
@@ -37,7 +42,7 @@ class Stem(nn.Module, ABC):
     """
 
     vocabulary: Vocabulary
-    norm: "SubsetBatchNorm2d | SharedBatchNorm2d"
+    norm: SubsetBatchNorm2d | SharedBatchNorm2d
 
     @abstractmethod
     def convolve(self, x: Tensor, channels: ChannelSet) -> Tensor:
@@ -52,12 +57,21 @@ class Stem(nn.Module, ABC):
         """What is looked up or generated for a channel set, in float32 even under autocast."""
 
     @abstractmethod
-    def materialize(self, channels: ChannelSet) -> nn.Module:
-        """A module of plain layers that computes, at inference, what this stem does for one channel set."""
+    def plain(self, channels: ChannelSet) -> nn.Module:
+        """Plain layers that compute what `convolve` does for one channel set; they share no memory with this."""
 
-    def forward(self, x: Tensor, channels: ChannelSet) -> Tensor:
-        """Features of an input whose channels are `channels`."""
-        return self.norm(self.convolve(x, channels), channels)
+    @abstractmethod
+    def materialize(self, channels: ChannelSet) -> nn.Module:
+        """Plain layers that compute, at inference, what this stem does for one channel set, the norm folded in."""
+
+    def unfolded(self, channels: ChannelSet) -> nn.Sequential:
+        """The same with the norm behind them, for whoever wants to change its statistics."""
+        return nn.Sequential(OrderedDict(conv=self.plain(channels), norm=self.norm.ordinary(channels))).eval()
+
+    def forward(self, x: Tensor, channels: Channels = None) -> Tensor:
+        """Features of an input whose channels are `channels`, all of the vocabulary if None."""
+        chosen = self.parse(channels)
+        return self.norm(self.convolve(x, chosen), chosen)
 
     def groups(self, parts: Sequence[Tensor], sets: Sequence[ChannelSet]) -> Tensor:
         """Features of several groups, each with a channel set of its own, as one batch in their order.
@@ -65,6 +79,10 @@ class Stem(nn.Module, ABC):
         A shared norm sees all groups at once, as it would if channels had been dropped from the images of one
         batch: normalised group by group, training would use statistics per set and inference those of the mixture.
         """
+        if len(parts) != len(sets):
+            raise ValueError(
+                f"{len(parts)} groups of images come with {len(sets)} channel sets; give one for each"
+            )
         features = [self.convolve(part, chosen) for part, chosen in zip(parts, sets, strict=True)]
         if isinstance(self.norm, SharedBatchNorm2d):
             return self.norm(torch.cat(features))
@@ -119,7 +137,7 @@ class KernelStem(Stem):
 
     def __init__(self, vocabulary: Vocabulary, shape: StemShape, norm: Norm = "per-set") -> None:
         super().__init__()
-        self.vocabulary, self.stride = vocabulary, shape.stride
+        self.vocabulary, self.stride = parse_names(vocabulary), shape.stride
         self.norm = (
             SharedBatchNorm2d(shape.features)
             if norm == "shared"
@@ -129,19 +147,21 @@ class KernelStem(Stem):
     def convolve(self, x: Tensor, channels: ChannelSet) -> Tensor:
         """Convolve with the set's kernel, without the norm."""
         kernel = self.kernel(channels)
-        check_planes(x, channels)
-        if not torch.is_autocast_enabled(x.device.type):  # autocast casts by itself, from float32
-            kernel = kernel.to(x.dtype)
-        return F.conv2d(x, kernel, stride=self.stride, padding=kernel.shape[-1] // 2)
+        check_images(x, len(channels), channels)
+        return F.conv2d(x, like(kernel, x), stride=self.stride, padding=kernel.shape[-1] // 2)
 
     @torch.no_grad()
-    def materialize(self, channels: ChannelSet) -> nn.Conv2d:
-        """A plain `nn.Conv2d` on |S| channels with the norm folded in."""
+    def plain(self, channels: ChannelSet) -> nn.Conv2d:
+        """A plain `nn.Conv2d` on |S| channels."""
         kernel = self.kernel(channels)
         out_channels, planes, size, _ = kernel.shape
-        conv = nn.Conv2d(planes, out_channels, size, self.stride, size // 2, bias=False, device=kernel.device)
+        conv = nn.Conv2d(planes, out_channels, size, self.stride, size // 2, bias=False).to(kernel)
         conv.weight.copy_(kernel)
-        return fold(conv, *inference_affine(self.norm, channels))
+        return conv.eval()
+
+    def materialize(self, channels: ChannelSet) -> nn.Conv2d:
+        """A plain `nn.Conv2d` on |S| channels with the norm folded in."""
+        return fuse_conv_bn_eval(self.plain(channels), self.norm.ordinary(channels).eval())
 
 
 class AnyChannelStem(KernelStem):
@@ -215,9 +235,9 @@ class ZeroFillStem(Stem):
         fill: Sequence[float] | float = 0.0,
     ) -> None:
         super().__init__()
-        self.vocabulary = vocabulary
-        self.fill = FillMissing(vocabulary, fill)
-        self.conv = he_conv(len(vocabulary), shape)
+        self.vocabulary = parse_names(vocabulary)
+        self.fill = FillMissing(self.vocabulary, fill)
+        self.conv = he_conv(len(self.vocabulary), shape)
         self.norm = SharedBatchNorm2d(shape.features)
 
     def convolve(self, x: Tensor, channels: ChannelSet) -> Tensor:
@@ -228,11 +248,14 @@ class ZeroFillStem(Stem):
         """The kernel on all channels, O×C0×k×k, whichever are there."""
         return self.conv.weight
 
-    @torch.no_grad()
-    def materialize(self, channels: ChannelSet) -> nn.Sequential:
+    def plain(self, channels: ChannelSet) -> nn.Sequential:
         """The fill and a convolution on all channels: the naive model pays for channels it does not have."""
-        folded = fold(copy.deepcopy(self.conv), *inference_affine(self.norm, channels))
-        return nn.Sequential(self.fill.fixed_to(channels), folded)
+        return nn.Sequential(self.fill.fixed_to(channels), copy.deepcopy(self.conv).eval())
+
+    def materialize(self, channels: ChannelSet) -> nn.Sequential:
+        """The same with the norm folded into the convolution."""
+        fill, conv = self.plain(channels)
+        return nn.Sequential(fill, fuse_conv_bn_eval(conv, self.norm.ordinary(channels).eval()))
 
 
 class FillMissing(nn.Module):
@@ -250,7 +273,7 @@ class FillMissing(nn.Module):
     def forward(self, x: Tensor, channels: ChannelSet | None = None) -> Tensor:
         """N×|S|×H×W → N×C0×H×W."""
         channels = self.channels or ChannelSet.parse(channels, self.vocabulary)
-        check_planes(x, channels)
+        check_images(x, len(channels), channels)
         n, _, height, width = x.shape
         constant = self.values.to(x.dtype).view(1, -1, 1, 1).expand(n, -1, height, width)
         full = constant.clone(memory_format=torch.channels_last)
@@ -262,26 +285,6 @@ class FillMissing(nn.Module):
         return FillMissing(self.vocabulary, self.values.tolist(), channels).to(self.values.device)
 
 
-class SharedBatchNorm2d(nn.BatchNorm2d):
-    """An ordinary BatchNorm, the same for all channel sets, behind the interface of `SubsetBatchNorm2d`.
-
-    Shape:
-        N×O×H×W, input and output.
-    """
-
-    def forward(self, x: Tensor, channels: ChannelSet | None = None) -> Tensor:
-        """Normalise, whatever the channel set."""
-        return super().forward(x)
-
-
-def inference_affine(norm: SubsetBatchNorm2d | SharedBatchNorm2d, channels: ChannelSet) -> tuple[Tensor, Tensor]:
-    """What a norm amounts to at inference: scale and shift, each of shape (O,)."""
-    if isinstance(norm, SubsetBatchNorm2d):
-        return norm.affine(channels)
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
-
-
 def set_gain(gain: Gain, vocabulary: Vocabulary, channels: ChannelSet) -> float:
     """(C0 / |S|)^p with p = ½ for "sqrt", 1 for "linear", 0 for "none"."""
     return (len(vocabulary) / len(channels)) ** {"sqrt": 0.5, "linear": 1.0, "none": 0.0}[gain]
@@ -291,26 +294,4 @@ def he_conv(planes: int, shape: StemShape) -> nn.Conv2d:
     """An ordinary first convolution without bias, padded by half its kernel, with He's initialisation."""
     conv = nn.Conv2d(planes, *shape, padding=shape.kernel_size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
-    return conv
-
-
-def check_planes(x: Tensor, channels: ChannelSet) -> None:
-    """Refuse an input that cannot be made of a channel set.
-
-    Raises:
-        ValueError: the input has another number of channels than the set.
-    """
-    if x.shape[1] != len(channels):
-        raise ValueError(
-            f"input has {x.shape[1]} channels, but the channel set {channels} has {len(channels)}; "
-            "pass the set that the input is made of"
-        )
-
-
-@torch.no_grad()
-def fold(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
-    """Fold `y → scale · y + shift` (each of shape (O,)) into a convolution, in place."""
-    conv.weight.mul_(scale.view(-1, 1, 1, 1))
-    bias = torch.zeros_like(shift) if conv.bias is None else conv.bias
-    conv.bias = nn.Parameter(bias * scale + shift)
     return conv

@@ -8,7 +8,7 @@ from torch import nn
 
 from modeling import two_layer
 from modeling.channels import Vocabulary, parse_names
-from modeling.dynamic_conv import Descriptor
+from modeling.fourier import Descriptor
 from modeling.network import ChannelNet
 from modeling.pooling import Pooling
 from modeling.resnet import STEM_FEATURES, STEM_KERNEL, STEM_STRIDE, resnet_body

@@ -53,7 +53,7 @@ def specialise(
     sets: Iterable[ChannelSet],
     stand_ins: Mapping[str, str] | None = None,
     *,
-    share: bool = True,
+    fold: bool = True,
 ) -> dict[ChannelSet, nn.Module]:
     """A plain network for each channel set, in inference mode.
 
@@ -61,13 +61,13 @@ def specialise(
         model: the network.
         sets: what images will show.
         stand_ins: by name of a channel that the model does not know, the one that it shall be taken for.
-        share: have one body serve all; else each network has its own, to be changed by itself.
+        fold: norms where that is possible, and have one body serve all; else each network has norms of its own.
     """
     names = stand_ins or {}
     networks: dict[ChannelSet, nn.Module] = {}
     for chosen in sets:
-        network = model.materialize([names.get(name, name) for name in chosen])
-        if share and networks:
+        network = model.materialize([names.get(name, name) for name in chosen], fold=fold)
+        if fold and networks:
             network.body = next(iter(networks.values())).body
         networks[chosen] = network.to(memory_format=torch.channels_last)
     return networks

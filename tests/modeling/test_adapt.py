@@ -201,10 +201,27 @@ def test_autocast_and_export():
     x = torch.randn(2, 2, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         assert adapted.kernel("RG").dtype == torch.float32
-        assert adapted(x, "RG").isfinite().all()
+        cast = adapted(x, "RG")
+    assert cast.dtype == torch.bfloat16
+    assert torch.allclose(cast.float(), adapted(x, "RG"), atol=0.05)
     plain = adapted.materialize("RG")
     exported = torch.export.export(plain, (x,))
     assert torch.allclose(exported.module()(x), adapted(x, "RG"), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_networks_keep_their_precision(dtype):
+    network = tiny().to(dtype)
+    x = torch.randn(2, 3, 8, 8, dtype=dtype)
+    adapted = adapt(copy.deepcopy(network), "RGB")
+    assert torch.equal(adapted(x), network(x))
+    assert adapted.materialize("RG")(x[:, :2]).dtype == dtype
+
+
+def test_materialized_networks_are_for_inference():
+    plain = adapt(tiny(), "RGB").train().materialize("RG")
+    assert not any(module.training for module in plain.modules())
+    assert not any(parameter.requires_grad for parameter in plain.parameters())
 
 
 class Resizes(nn.Module):
@@ -231,6 +248,9 @@ class Twice(Resizes):
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), "RGB", "no nn.Conv2d reads an image of 64×64.*size="),
         (nn.Sequential(nn.ReLU(), nn.Conv2d(3, 2, 1)), "RGB", "no nn.Conv2d reads"),
         (tv.VisionTransformer(32, 8, 1, 1, 8, 8), "RGB", r"Wrong image.*; try another size="),
+        (nn.ReLU(), "RGB", "ReLU has no weights"),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 2, 1)), "RGB", "weight of '' is made of others"),
+        (nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 2, 1)), "RGB", "weight of '' is made of others"),
         (nn.Conv2d(3, 2, 1), "RG", "reads 3 channels, the vocabulary has 2"),
         (nn.Conv2d(3, 3, 1, groups=3), "RGB", "groups=3"),
         (Twice(), "RGB", "2 convolutions read the image: fine, coarse"),

@@ -40,6 +40,18 @@ def test_bad_sets_are_refused(text, reason):
         ChannelSet.parse(text, RGB)
 
 
+@pytest.mark.parametrize("text", ["green", "nir2", "475"])
+def test_an_unknown_channel_with_a_long_name_is_told_by_it(text):
+    with pytest.raises(ValueError, match=f"unknown channel '{text}' in {text}; the model knows R\\+nir"):
+        ChannelSet.parse(text, ("R", "nir"))
+
+
+@pytest.mark.parametrize("names", [{"R", "B"}, frozenset("RB"), [0, 1], 3, None])
+def test_what_is_no_list_of_names_is_refused(names):
+    with pytest.raises(ValueError, match="names in the order in which they are stacked"):
+        ChannelSet.parse(names, RGB)
+
+
 def test_hierarchical_sampling_is_even_over_sizes_then_sets():
     rng, counts, n = Random(0), {}, 9000
     for _ in range(n):

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling import ChannelConv2d, ChannelSet
-from modeling.dynamic_conv import FourierCode, SubsetBatchNorm2d
+from modeling.fourier import FourierCode
+from modeling.norms import SubsetBatchNorm2d, affine
 
 RGB = ("R", "G", "B")
 WAVELENGTHS = {"R": 0.665, "G": 0.56, "B": 0.49}
@@ -128,11 +129,41 @@ def test_codes_are_of_unit_norm_and_tell_every_quantity_apart():
         ({**WAVELENGTHS, "G": "green"}, "'G' is 'green'; give finite"),
         ({**WAVELENGTHS, "G": (0.5, 1)}, "'G' has length 2, not 1"),
         ({**WAVELENGTHS, "R": ()}, r"'R' is \(\); give finite"),
+        ({**WAVELENGTHS, "R": None}, "'R' is None; give finite"),
+        ({**WAVELENGTHS, "R": 0.49}, "'R' and 'B' are both described by 0.49"),
+        ([0.665, 0.56, 0.49], "given by name"),
     ],
 )
 def test_bad_descriptors_are_refused(descriptors, reason):
     with pytest.raises(ValueError, match=reason):
         ChannelConv2d("RGB", 4, 3, descriptors=descriptors)
+
+
+def test_descriptors_may_be_tensors():
+    tensors = {name: torch.tensor(wavelength) for name, wavelength in WAVELENGTHS.items()}
+    assert torch.allclose(
+        FourierCode(tensors)(ChannelSet(RGB)), FourierCode(WAVELENGTHS)(ChannelSet(RGB)), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_codes_do_not_depend_on_defaults(dtype):
+    wanted = FourierCode(WAVELENGTHS)(ChannelSet(RGB))
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            found = FourierCode(WAVELENGTHS)(ChannelSet(RGB))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, wanted)
+
+
+def test_frequencies_are_what_they_were():
+    """They are not saved: were they others tomorrow, trained weights would mean other kernels."""
+    frequencies = FourierCode({"a": 1.0, "b": 2.0, "c": 4.0, "d": 5.0, "e": 9.0}).frequencies.flatten()
+    wanted = [-0.024893, 0.060123, 0.487783, -0.460511]
+    assert torch.allclose(frequencies[: len(wanted)], torch.tensor(wanted, dtype=torch.float64), atol=1e-6)
+    assert frequencies.abs().max() <= 0.5  # cycles in the median gap, which is 1: not the smallest of all, nor 4
 
 
 def test_channels_are_described_once_and_only_by_descriptors():
@@ -146,6 +177,69 @@ def test_channels_are_described_once_and_only_by_descriptors():
     assert module.known == RGB
     with pytest.raises(ValueError, match=r"learned ids.*'nir' has none"):
         conv().describe("nir", 0.84)
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"kernel_size": 0},
+        {"kernel_size": (3, 3, 3)},
+        {"padding": "bogus"},
+        {"padding": "same", "stride": 2},
+        {"out_channels": 0},
+        {"templates": 0},
+    ],
+)
+def test_impossible_geometry_is_refused(geometry):
+    with pytest.raises(ValueError):
+        ChannelConv2d("RGB", **{"out_channels": 4, "kernel_size": 3, **geometry})
+
+
+@pytest.mark.parametrize("descriptors", [None, WAVELENGTHS])
+def test_starts_anew_as_it_started(descriptors):
+    """Also where memory was empty before, and each layer is told to start by itself, as loaders do."""
+    with torch.device("meta"):
+        module = ChannelConv2d("RGB", 256, 5, descriptors=descriptors)
+        assert module(torch.randn(1, 2, 8, 8), "RG").shape == (1, 256, 4, 4)
+    module.to_empty(device="cpu")
+    for parameter in module.parameters():
+        parameter.data.fill_(float("nan"))
+    for part in module.modules():
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+    assert not any(parameter.isnan().any() for parameter in module.parameters())
+    for name in SETS:
+        assert 1.6 < module(torch.randn(4, len(name), 24, 24), name).var().item() < 2.4, name
+
+
+def test_the_length_of_an_embedding_means_nothing():
+    module = conv()
+    wanted = module.kernel("RG")
+    module.embedding.data *= 3
+    assert torch.allclose(module.kernel("RG"), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("training", [False, True])
+def test_materialized_conv_is_in_the_same_precision_and_mode(dtype, training):
+    module = conv().to(dtype).train(training)
+    plain, x = module.materialize("RG"), torch.randn(1, 2, 8, 8, dtype=dtype)
+    assert plain.weight.dtype == dtype
+    assert plain.training == training
+    assert torch.allclose(plain(x), module(x, "RG"))
+
+
+@pytest.mark.parametrize("by_size", [False, True])
+def test_materialized_conv_takes_in_the_norm_behind_it(by_size):
+    module, norm = conv(), SubsetBatchNorm2d("RGB", 16, by_size=by_size)
+    for name in ("RG", "R"):
+        for _ in range(3):
+            norm(2 + 5 * torch.randn(4, 16, 5, 5), name)
+    norm.weight.data.uniform_(0.5, 2)
+    norm.bias.data.uniform_(-1, 1)
+    norm.eval()
+    x = torch.randn(2, 2, 8, 8)
+    assert torch.allclose(module.materialize("GR", norm)(x), norm(module(x, "GR"), "GR"), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -234,6 +328,21 @@ def test_compiled_once_for_each_number_of_channels(descriptors):
     torch.compiler.reset()
 
 
+@torch._dynamo.config.patch(recompile_limit=16)
+def test_compiled_for_more_sizes_than_compilers_expect():
+    module, graphs = conv(tuple(bands(12))), []
+    torch.compiler.reset()
+    compiled = torch.compile(
+        module, backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True, dynamic=False
+    )
+    for seed in range(40):
+        chosen = ChannelSet.sample(module.vocabulary, Random(seed))
+        x = torch.randn(1, len(chosen), 4, 4)
+        assert torch.allclose(compiled(x, module.encode(chosen)), module(x, chosen), atol=1e-6)
+    assert 8 < len(graphs) <= 12
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("descriptors", [None, WAVELENGTHS])
 def test_compiled_gradients_are_those_of_eager_mode(descriptors):
     module = conv(descriptors=descriptors)
@@ -310,11 +419,30 @@ def test_state_dict_and_copies():
         ("", 0, "empty"),
         ("RG", 3, "input has 3 channels, but the channel set RG has 2"),
         (None, 2, "input has 2 channels, but the channel set RGB has 3"),
+        ({"R", "G"}, 2, "names in the order"),
+        ([0, 1], 2, r"names in the order.*\[0, 1\]"),
+        (2, 2, "names in the order.*2"),
     ],
 )
 def test_bad_input_is_one_clear_error(channels, planes, reason):
     with pytest.raises(ValueError, match=reason):
         conv()(torch.randn(1, planes, 8, 8), channels)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_images_of_integers_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"images are {dtype}; normalise"):
+        conv()(torch.ones(1, 2, 8, 8, dtype=dtype), "RG")
+
+
+def test_a_single_image_is_refused():
+    with pytest.raises(ValueError, match=r"N×C×H×W, not in the shape \(2, 8, 8\)"):
+        conv()(torch.randn(2, 8, 8), "RG")
+
+
+def test_a_vocabulary_is_names():
+    with pytest.raises(ValueError, match=r"names in the order.*3"):
+        ChannelConv2d(3, 64, 7)
 
 
 def test_norm_keeps_sets_apart_and_folds():
@@ -329,7 +457,7 @@ def test_norm_keeps_sets_apart_and_folds():
     assert changed == [norm.row(rg)]
     norm.eval()
     x = 5 + 3 * torch.randn(8, 4, 6, 6)
-    scale, shift = norm.affine(rg)
+    scale, shift = affine(norm.ordinary(rg))
     assert torch.allclose(norm(x, rg), x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1), atol=1e-5)
     assert norm(x, rg).mean().abs() < 0.2 < norm(x, b).mean().abs()
     reference = torch.nn.BatchNorm2d(4)
@@ -351,7 +479,27 @@ def test_norms_by_size_serve_sets_that_no_table_holds():
     assert norm.row(ChannelSet((*RGB, "nir"))) == 2
 
 
+def test_norms_are_told_sets_by_name_as_convolutions_are():
+    norm = SubsetBatchNorm2d("red+green+nir", 4)
+    assert norm.weight.shape == (7, 4)
+    assert norm.row("nir") == norm.row(["nir"]) == norm.row(ChannelSet(("nir",)))
+    assert norm.row("nir+red") == norm.row("red+nir")
+    by_size = SubsetBatchNorm2d("red+green+nir", 4, by_size=True)
+    assert by_size.row("nir") == 0
+    with pytest.raises(ValueError, match="unknown channel 'blue'"):
+        by_size.row("blue")
+    described = SubsetBatchNorm2d(RGB, 4)
+    with pytest.raises(ValueError, match="'nir' has been described since"):
+        described.row(ChannelSet(("R", "nir")))
+
+
 def test_importing_modeling_needs_torch_alone():
-    heavy = "{'torchvision', 'accelerate', 'nvidia', 'timm', 'fvcore', 'deepspeed'}"
-    code = f"import sys, modeling; print(sorted({heavy} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    every = "modeling, modeling.stems, modeling.rivals, modeling.two_layer, modeling.network"
+    code = f"""
+import sys, torch, torch.func, torch.nn.utils.fusion, torch.utils.checkpoint
+before = {{name.partition(".")[0] for name in sys.modules}}
+import {every}
+print(sorted({{name.partition(".")[0] for name in sys.modules}} - before - set(sys.stdlib_module_names)))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "['modeling']"

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from modeling.channels import ChannelSet
 from modeling.cost import channel_cost, count_parameters
 from modeling.network import ChannelNet
+from modeling.norms import SharedBatchNorm2d
 from modeling.rivals import (
     AttentionStem,
     DepthwiseStem,
@@ -20,7 +21,7 @@ from modeling.rivals import (
     SliceStem,
     TableStem,
 )
-from modeling.stems import AnyChannelStem, SharedBatchNorm2d, Stem, StemShape, ZeroFillStem
+from modeling.stems import AnyChannelStem, Stem, StemShape, ZeroFillStem
 from modeling.zoo import build_stem
 
 RGB = ("R", "G", "B")
@@ -94,6 +95,20 @@ def test_materialized_stem_computes_the_same_on_every_set(name, shape):
             y = stem(x, chosen)
             assert y.shape == (batch, 12, -(-height // 2), -(-width // 2))
             assert (stem.materialize(chosen)(x) - y).abs().max() <= 1e-5, str(chosen)
+            assert (stem.unfolded(chosen)(x) - y).abs().max() <= 1e-5, str(chosen)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float64, 1e-9), (torch.bfloat16, 0.1)])
+def test_stems_keep_their_precision(name, dtype, off):
+    stem = trained(name).to(dtype)
+    for chosen in stem.sets():
+        x = torch.randn(2, len(chosen), 9, 9, dtype=dtype)
+        y = stem(x, chosen)
+        assert y.dtype == dtype
+        for plain in (stem.materialize(chosen), stem.unfolded(chosen)):
+            assert plain(x).dtype == dtype
+            assert (plain(x) - y).abs().max() <= off * y.abs().max()
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -199,6 +214,19 @@ def test_wrong_sets_are_one_clear_error(name):
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"unknown channel 'X'|takes the channels"):
         stem.materialize(ChannelSet(("R", "X")))
+
+
+def test_groups_and_sets_go_together():
+    stem, parts = trained("any-channel"), [torch.randn(1, 3, 8, 8)] * 2
+    with pytest.raises(ValueError, match="2 groups of images come with 1 channel sets"):
+        stem.groups(parts, [ChannelSet(RGB)])
+
+
+def test_sets_may_be_named():
+    stem, x = trained("any-channel"), torch.randn(1, 2, 8, 8)
+    assert torch.equal(stem(x, "RG"), stem(x, ChannelSet(("R", "G"))))
+    assert torch.equal(stem(torch.ones(1, 3, 8, 8)), stem(torch.ones(1, 3, 8, 8), "RGB"))
+    assert AnyChannelStem("red+green+nir", StemShape(4, 3, 1)).vocabulary == ("red", "green", "nir")
 
 
 @pytest.mark.parametrize("name", STEMS)

@@ -18,7 +18,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tiny import train_args
 
 from modeling.channels import ChannelSet
-from modeling.stems import inference_affine
+from modeling.norms import affine
 from training.board import Board, kernel_of, some_of
 from training.build import new_model
 from training.config import Model, Recipe, Schedule
@@ -266,7 +266,7 @@ def test_kernels_are_those_that_the_plain_network_has(stem):
     for chosen in network.stem.sets():
         plain = network.materialize(chosen).stem
         weight = plain[-1].weight[:, chosen.indices(RGB)] if stem == "zero-fill" else plain.weight
-        scale, _ = inference_affine(network.stem.norm, chosen)
+        scale, _ = affine(network.stem.norm.ordinary(chosen))
         assert torch.allclose(kernel_of(network.stem, chosen) * scale.view(-1, 1, 1, 1), weight, atol=1e-6)
 
 

@@ -6,11 +6,12 @@ from tiny import train_args
 from torch import nn
 
 from modeling.channels import ChannelSet
+from modeling.zoo import build_model
 from pipelines.batch import Batch
-from training.config import ConfigError
 from training.evaluation.recalibrate import recalibrate
 from training.records import read_record
 from training.runtime import Runtime
+from training.sweep import specialise
 
 
 def batch(images):
@@ -36,10 +37,24 @@ def test_statistics_are_means_over_the_batches_of_that_set(fresh_accelerate):
         assert network[0].momentum == 0.1
 
 
-def test_a_network_without_norms_is_refused(fresh_accelerate):
-    networks = {ChannelSet(("R",)): nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())}
-    with pytest.raises(ConfigError, match="finds no norm"):
-        recalibrate(networks, ("R", "G", "B"), [batch(torch.randn(2, 3, 8, 8))], Runtime())
+@pytest.mark.parametrize("norm", ["shared", "per-set"])
+@pytest.mark.parametrize("body", ["resnet10", "strict"])
+def test_norms_that_would_be_folded_are_measured_too(fresh_accelerate, norm, body):
+    """The stem's, which has the statistics of a mixture where all sets share it, and those of two-layer bodies."""
+    torch.manual_seed(0)
+    network = build_model(body, "any-channel", "RGB", 4, width=0.25, norm=norm).eval()
+    chosen, images = ChannelSet(("G",)), 5 + torch.randn(6, 3, 32, 32)
+    before = network.stem.norm.ordinary(chosen).running_mean
+    plain = network.materialize(chosen)
+    (unfolded,) = specialise(network, [chosen], fold=False).values()
+    alone = images[:, 1:2]
+    assert torch.allclose(unfolded(alone), plain(alone), atol=1e-4)
+    recalibrate({chosen: unfolded}, ("R", "G", "B"), [batch(images)], Runtime())
+    features = network.stem.convolve(alone, chosen)
+    assert torch.allclose(unfolded.stem.norm.running_mean, features.mean((0, 2, 3)), atol=1e-4)
+    assert torch.equal(network.stem.norm.ordinary(chosen).running_mean, before)
+    bodies = [m for m in unfolded.body.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert bodies and all(m.running_mean.abs().max() > 0 for m in bodies)
 
 
 def test_evaluation_keeps_both_records(finished_run, program):

@@ -105,7 +105,7 @@ def _load(run_dir: Path, job: Evaluation, samples: Samples, runtime: Runtime) ->
         job.channel_sets,
         job.unknown,
         robustness=job.robustness,
-        share=not job.recalibrate,
+        fold=not job.recalibrate,
     )
     channels = tuple(dict.fromkeys([*recipe.model.channels, *(name for look in networks for name in look.chosen)]))
     if runtime.is_main:

@@ -1,7 +1,8 @@
 """Running statistics of a network's norms, taken anew for one channel set.
 
-The body's BatchNorm has one set of statistics, a mixture over all channel sets that it was trained on. A network
-that was specialised to one set may measure its own; whether that helps is a question of the training strategy.
+The body's BatchNorm has one set of statistics, a mixture over all channel sets that it was trained on, and so has
+a stem's norm that all sets share. A network that was specialised to one set may measure its own; whether that
+helps is a question of the training strategy.
 Source: Yu and Huang, "Universally Slimmable Networks", arXiv 1903.05134.
 """
 
@@ -13,7 +14,6 @@ from torch import nn
 
 from modeling.channels import ChannelSet, Vocabulary
 from pipelines.batch import Batch
-from training.config import ConfigError
 from training.runtime import Runtime
 
 
@@ -23,20 +23,15 @@ def recalibrate(
 ) -> None:
     """Replace the statistics of each network's norms by means over some batches, in place.
 
-    Norms that are folded into a convolution stay as they are: those of stems, and most of two-layer bodies.
+    Gains and shifts stay, and so does what was folded into a convolution, see `ChannelNet.materialize`.
 
     Args:
         networks: by the channel set that each was specialised to.
         vocabulary: channels of the batches.
         batches: training images as evaluation sees them, each rank's share; what fills up the last batch counts.
         runtime: averages over the ranks.
-
-    Raises:
-        ConfigError: no norm is left to measure.
     """
     norms = [m for network in networks.values() for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    if not norms:
-        raise ConfigError("--recalibrate finds no norm: all are folded into convolutions here; leave it out")
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

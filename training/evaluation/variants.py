@@ -8,8 +8,8 @@ from typing import Literal
 from torch import nn
 
 from modeling.channels import ChannelSet, Vocabulary, parse_names
-from modeling.dynamic_conv import SubsetBatchNorm2d
 from modeling.network import ChannelNet
+from modeling.norms import SubsetBatchNorm2d
 from training.build import descriptor, load_model
 from training.config import ConfigError, Recipe
 from training.evaluation.looks import Look, looks_at
@@ -52,7 +52,7 @@ def networks_for(
     unknown: Unknown,
     *,
     robustness: bool = False,
-    share: bool = True,
+    fold: bool = True,
 ) -> tuple[dict[Look, nn.Module], dict[str, str]]:
     """A network for each way to show images, and what each band that the model does not know is taken for.
 
@@ -61,7 +61,7 @@ def networks_for(
         channel_sets: as users name them; see `scored_sets` if empty.
         unknown: what to do about bands that it does not know.
         robustness: whether to show images changed as well, see `looks_at`.
-        share: have one body serve all networks.
+        fold: see `specialise`.
 
     Raises:
         ConfigError: a channel that images do not give, or that this model cannot take.
@@ -75,7 +75,7 @@ def networks_for(
             else:
                 model.stem.describe(name, descriptor(name))
         looks = looks_at(sets, robustness=robustness)
-        networks = specialise(model, dict.fromkeys(look.shown for look in looks), stand_ins, share=share)
+        networks = specialise(model, dict.fromkeys(look.shown for look in looks), stand_ins, fold=fold)
         return {look: networks[look.shown] for look in looks}, stand_ins
     except ValueError as error:
         raise ConfigError(
