@@ -3,5 +3,6 @@
 from modeling.adapt import AdaptedNet, adapt
 from modeling.channels import ChannelSet
 from modeling.dynamic_conv import ChannelConv2d
+from modeling.norms import SubsetBatchNorm2d
 
-__all__ = ["AdaptedNet", "ChannelConv2d", "ChannelSet", "adapt"]
+__all__ = ["AdaptedNet", "ChannelConv2d", "ChannelSet", "SubsetBatchNorm2d", "adapt"]
