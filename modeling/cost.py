@@ -2,9 +2,10 @@
 
 Counted by fvcore. It counts one multiply-add as one FLOP (ResNet-34 at 224 px: 3.67 G), and as activations the
 elements that convolutions and matrix products put out (ResNet-18 at 224 px: 2.48 M), not those of norms, ReLU,
-additions and pooling.
+additions and pooling. Attention counts as the two products that it is, though its weights are never put out.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -70,20 +71,38 @@ def count_macs(module: nn.Module, *inputs: Tensor) -> int:
     """Multiply-adds of one call in inference mode."""
     from fvcore.nn import FlopCountAnalysis
 
-    return _total(FlopCountAnalysis, module, inputs)
+    return _total(FlopCountAnalysis, module, inputs, _attention_macs)
 
 
 def count_activations(module: nn.Module, *inputs: Tensor) -> int:
     """Elements that convolutions and matrix products put out in one call in inference mode."""
     from fvcore.nn import ActivationCountAnalysis
 
-    return _total(ActivationCountAnalysis, module, inputs)
+    return _total(ActivationCountAnalysis, module, inputs, _attention_activations)
 
 
-def _total(analysis: Callable[..., Any], module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+_ATTENTION = "aten::scaled_dot_product_attention"
+
+
+def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """Q·Kᵀ and attention·V, from the values that fvcore's tracing gives."""
+    queries, keys, values = (value.type().sizes() for value in inputs[:3])
+    return math.prod(queries[:-1]) * keys[-2] * (queries[-1] + values[-1])
+
+
+def _attention_activations(inputs: list[Any], outputs: list[Any]) -> int:
+    return math.prod(outputs[0].type().sizes())
+
+
+def _total(
+    analysis: Callable[..., Any],
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    handle: Callable[[list[Any], list[Any]], int],
+) -> int:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing warns about Python branches that are fixed here
-        counted = analysis(module.eval(), inputs)
+        counted = analysis(module.eval(), inputs).set_op_handle(_ATTENTION, handle)
         counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return int(counted.total())
 

@@ -6,11 +6,12 @@ NAME is a body of ours, as resnet18, or torchvision/NAME for a classifier of tor
 
 - D0, blocks: what the network itself calls its parts. This one is a matter of naming.
 - D1, layers on the longest path from input to output: convolutions and linear maps, in whatever way they are
-  written (`F.conv2d`, `einsum`, …), whose weight is a registered parameter or made from such; and matrix products
-  of two activations. Thus attention counts two, Q·Kᵀ and attention·V, and everything else of the kind counts too:
-  the Gram matrix of a covariance, or similarities that only serve to choose neighbours; `Depth.products` says how
-  many they are. Not counted are the making of weights, elementwise products such as gains and gates, and filters
-  that are not learned.
+  written (`F.conv2d`, `einsum`, a product and its sum, …), whose weight is a registered parameter or made from
+  such; and matrix products of two activations. Thus attention counts two, Q·Kᵀ and attention·V, and everything
+  else of the kind counts too: the Gram matrix of a covariance, or similarities that only serve to choose
+  neighbours; `Depth.products` says how many they are. Not counted are the making of weights, elementwise products
+  such as gains and gates, squares and their sums, which norms and variances are made of, and filters that are not
+  learned.
 - D2, affine maps that nonlinearities separate, on the path that has most of them. Layers with nothing nonlinear
   between them are one map, together with BatchNorm at inference, sums, means, and all that moves values about; a
   map without a layer does not count. Whatever is not known to be affine is taken for nonlinear, LayerNorm and
@@ -33,7 +34,7 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from modeling.affine import Proof, check
+from modeling.affine import NotAffineError, Proof, check
 from modeling.channels import parse_names
 from modeling.graph import Graph, trace
 
@@ -230,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         network, image = _subject(options.name, options.size, options.channels, options.classes)
         graph = trace(network, image)
         depth, proof = measure(network, graph), check(graph)
-    except ValueError as error:
+    except (ValueError, NotAffineError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(table(depth.path), summary(depth, proof), sep="\n\n")
@@ -267,7 +268,7 @@ def _builder(name: str, size: int, channels: str, classes: int) -> Callable[[], 
 
     ours, theirs = get_args(BodyName), models.list_models(module=models)
     if name in ours:
-        return build_model(name, "any-channel", channels, classes).materialize
+        return lambda: build_model(name, "any-channel", channels, classes).materialize()
     if name.startswith(_THEIRS) and (found := name.removeprefix(_THEIRS)) in theirs:
         sized = {"image_size": size} if found.startswith("vit_") else {}  # the only ones that must be told
         return lambda: models.get_model(found, num_classes=classes, **sized)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.export import ExportedProgram, default_decompositions, export
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.fx.node import map_aggregate
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -65,6 +65,7 @@ _OF_SHAPE = _words(
     """zeros_like ones_like full_like empty_like rand_like randn_like zero fill
     new_zeros new_ones new_full new_empty"""
 )
+_COPIES = _words("clone alias detach contiguous _to_copy to neg")
 _TAKEN_APART = _words(
     """aten::gru aten::lstm aten::rnn_tanh aten::rnn_relu
     aten::scaled_dot_product_attention aten::_scaled_dot_product_attention_math"""
@@ -118,7 +119,7 @@ class Graph:
         for node in program.graph.nodes:
             if node.op not in ("placeholder", "output") and node.users:  # an assertion has none
                 self._operation(node)
-        self.outputs = [node for node in program.graph.output_node().all_input_nodes if node in self._live]
+        self.outputs = [node for node in _returned(program) if node in self._live]
         if not self.outputs:
             raise ValueError("no output of the network depends on its input")
 
@@ -172,6 +173,8 @@ class Graph:
             return False
         if name == "getitem":
             return sources[0] in self.affine
+        if "reduce" in node.kwargs:  # of scatter, by products for instance
+            return False
         if name in _FACTORS:
             return sum(factor in self._live for factor in _factors(node)) <= 1
         if name in _AFFINE_IN_FIRST:
@@ -179,7 +182,7 @@ class Graph:
         return name in _AFFINE
 
     def _layer(self, node: Node) -> Layer | None:
-        if operation(node) not in _CONTRACTIONS:
+        if operation(node) not in _CONTRACTIONS and not _is_contracted(node):
             return None
         factors = _factors(node)
         learned = self._learned(factors)
@@ -246,6 +249,53 @@ def _factors(node: Node) -> list[Node]:
     """What a product multiplies, twice if it is a square."""
     arguments = (node.args[i] for i in _FACTORS[operation(node)] if i < len(node.args))
     return [factor for factor in _flattened(arguments) if isinstance(factor, Node)]
+
+
+def _is_contracted(node: Node) -> bool:
+    """Whether a product is summed over an axis along which both its factors vary, as a matrix product is.
+
+    The sum of a square is none: it is a variance or a length, and those are what norms are made of.
+    """
+    if operation(node) != "mul":
+        return False
+    factors = _factors(node)
+    if len(factors) < 2 or factors[0] is factors[1]:
+        return False
+    shared = set.intersection(*(_axes(factor) for factor in factors))
+    return any(shared & _summed_axes(reader) for reader in _readers(node))
+
+
+def _axes(node: Node) -> set[int]:
+    """Along which a value varies, counted from the last, -1, as broadcasting does."""
+    shape = node.meta["val"].shape
+    return {axis - len(shape) for axis, size in enumerate(shape) if size > 1}
+
+
+def _summed_axes(node: Node) -> set[int]:
+    """That a sum or mean adds up, counted from the last; none of other operations."""
+    if operation(node) not in ("sum", "mean"):
+        return set()
+    rank = len(node.all_input_nodes[0].meta["val"].shape)
+    named = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    axes = range(rank) if named is None or named == [] else named if isinstance(named, list | tuple) else [named]
+    return {axis - rank if axis >= 0 else axis for axis in axes}
+
+
+def _readers(node: Node) -> Iterator[Node]:
+    """What reads a value, itself or a copy of it."""
+    for user in node.users:
+        if user.op == "call_function" and operation(user) in _COPIES:
+            yield from _readers(user)
+        elif user.op == "call_function":
+            yield user
+
+
+def _returned(program: ExportedProgram) -> Iterator[Node]:
+    """What a network returns; what it writes into buffers is none of it."""
+    (returned,) = program.graph.output_node().args
+    for node, spec in zip(returned, program.graph_signature.output_specs, strict=True):
+        if spec.kind is OutputKind.USER_OUTPUT and isinstance(node, Node):
+            yield node
 
 
 def _flattened(arguments: Iterable[Any]) -> Iterator[Any]:

@@ -72,7 +72,7 @@ def compose(first: nn.Conv2d, pointwise: nn.Conv2d) -> nn.Conv2d:
     """One convolution that computes `pointwise(first(x))`.
 
     Args:
-        first: of any kernel and any number of groups, padded by zeros.
+        first: of any kernel, padding and number of groups.
         pointwise: 1×1, without groups.
     """
     mixing = pointwise.weight.flatten(1).unflatten(1, (first.groups, -1))  # O×G×M/G
@@ -84,6 +84,7 @@ def compose(first: nn.Conv2d, pointwise: nn.Conv2d) -> nn.Conv2d:
         first.stride,
         first.padding,
         first.dilation,
+        padding_mode=first.padding_mode,
         device=first.weight.device,
         dtype=first.weight.dtype,
     )
@@ -97,14 +98,14 @@ def compose(first: nn.Conv2d, pointwise: nn.Conv2d) -> nn.Conv2d:
 
 
 def _merge(module: M) -> M:
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # `named_children` leaves out what stands there twice
         setattr(module, name, _merge(child))
     return _simplified(module) if type(module) is nn.Sequential else module
 
 
 def _simplified(layers: nn.Sequential) -> nn.Sequential:
     kept: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, layer in layers.named_children():
+    for name, layer in layers._modules.items():
         if isinstance(layer, AnnealedReLU) and layer.is_identity:
             continue
         last = next(reversed(kept), None)
@@ -120,7 +121,7 @@ def _joined(first: nn.Module, second: nn.Module) -> nn.Conv2d | None:
     """The convolution that does the work of both, if there is one that costs no more."""
     if not isinstance(first, nn.Conv2d):
         return None
-    if isinstance(second, nn.BatchNorm2d):
+    if isinstance(second, nn.BatchNorm2d) and second.running_mean is not None:
         return fuse_conv_bn_eval(first, second)
     if first.groups == 1 and _is_pointwise(second):
         return compose(first, second)

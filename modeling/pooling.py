@@ -39,7 +39,7 @@ class MeanStdPool(nn.Module):
         eps: added to the variance, so that a feature which is the same everywhere has a finite gradient.
 
     Shape:
-        N×C×H×W → N×2C, float32 even under autocast: a variance is a difference of close numbers.
+        N×C×H×W → N×2C. Taken in float32 at least: a variance is a difference of close numbers.
     """
 
     def __init__(self, features: int, eps: float = 1e-5) -> None:
@@ -48,8 +48,8 @@ class MeanStdPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Means, then deviations."""
-        variance, mean = torch.var_mean(x.float(), (2, 3), correction=0)
-        return torch.cat([mean, (variance + self.eps).sqrt()], dim=1)
+        variance, mean = torch.var_mean(_precise(x), (2, 3), correction=0)
+        return torch.cat([mean, (variance + self.eps).sqrt()], dim=1).to(x.dtype)
 
 
 class CovariancePool(nn.Module):
@@ -58,7 +58,8 @@ class CovariancePool(nn.Module):
     The root is what makes covariances good features: it evens out their eigenvalues, of which a few would drown
     the rest. A 1×1 convolution, BatchNorm and ReLU come first, since a covariance has C² entries. Theirs is a
     weight operation of its own, which makes a network one layer deeper; the covariance and its root are products
-    without weights.
+    without weights. On fewer positions than features, as on the 4×4 that a 64 px image leaves, a covariance has
+    not full rank and says less than the paper's.
     Source: Li et al., "Towards Faster Training of Global Covariance Pooling Networks by Iterative Matrix Square
     Root Normalization" (iSQRT-COV), arXiv 1712.01034.
 
@@ -69,7 +70,7 @@ class CovariancePool(nn.Module):
         eps: added to the covariance's diagonal, so that an even image has a finite gradient.
 
     Shape:
-        N×C×H×W → N×D(D+1)/2, the upper triangle with the diagonal; float32 even under autocast.
+        N×C×H×W → N×D(D+1)/2, the upper triangle with the diagonal; taken in float32 at least.
     """
 
     def __init__(self, features: int, reduced: int = 64, iterations: int = 5, eps: float = 1e-5) -> None:
@@ -86,8 +87,13 @@ class CovariancePool(nn.Module):
         """Reduce, take the covariance, and its root."""
         x = self.reduce(x)
         with uncast(x.device):
-            root = matrix_sqrt(covariance(x.float(), self.eps), self.iterations)
-        return root.flatten(1)[:, self.upper]
+            root = matrix_sqrt(covariance(_precise(x), self.eps), self.iterations)
+        return root.flatten(1)[:, self.upper].to(x.dtype)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def covariance(x: Tensor, eps: float) -> Tensor:
@@ -112,10 +118,7 @@ def matrix_sqrt(matrix: Tensor, iterations: int) -> Tensor:
     """
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     trace = matrix.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
-    root, inverse = (
-        matrix / trace,
-        identity.expand_as(matrix),
-    )  # eigenvalues in (0, 1], where the iteration converges
+    root, inverse = matrix / trace, identity.expand_as(matrix)  # eigenvalues in (0, 1], where it converges
     for _ in range(iterations):
         step = 0.5 * (3 * identity - inverse @ root)
         root, inverse = root @ step, step @ inverse

@@ -208,11 +208,11 @@ class HyperStem(KernelStem):
     """A hypernetwork: a channel's learned embedding → MLP → its whole kernel slice; no templates.
 
     On known channels a reparametrisation of `SliceStem`, with 3 times the parameters of the any-channel stem,
-    nearly all in the MLP's last layer; the kernel does not depend on the other channels. CHAMMI's is two linear maps
-    and nothing between them, and as published its kernels are 6–9 times He's deviation and correlated by .8 to .97
-    between channels, because the output bias is N(0, 1) and the fans are wrong. Here there is a GELU, and kernels
-    have He's variance and start uncorrelated: embeddings are orthogonal, a LayerNorm centres and scales what the
-    last layer takes in, and biases are zero.
+    nearly all in the MLP's last layer; the kernel does not depend on the other channels. CHAMMI's is two linear
+    maps and nothing between them, and as published its kernels are 6–9 times He's deviation and correlated by .8
+    to .97 between channels, because the output bias is N(0, 1) and the fans are wrong. Here there is a GELU, and
+    kernels have He's variance and start uncorrelated: embeddings are orthogonal, a LayerNorm centres and scales
+    what the last layer takes in, and biases are zero.
     Source: HyperNet of CHAMMI, arXiv 2310.19224; HyperNetworks, arXiv 1609.09106.
 
     Args:

@@ -138,6 +138,68 @@ def dense_block(features, growth):
     return Function(forward, convs=convs)
 
 
+def test_products_that_are_summed_are_layers():
+    """A linear map in other words: seven of them, with activations in between."""
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        for weight in self.weights:
+            x = (x.unsqueeze(1) * weight).sum(-1).relu()
+        return self.b(x)
+
+    weights = nn.ParameterList(nn.Parameter(torch.randn(4, 4)) for _ in range(5))
+    network = Function(forward, a=linear(), b=linear(), weights=weights)
+    assert numbers(network, VECTOR) == (7, 7, 7)
+    assert prove(network, VECTOR).error < 1e-12
+    pooled = Function(lambda self, x: (x * self.w).mean(), w=nn.Parameter(torch.randn(1, 4)))
+    assert numbers(pooled, VECTOR) == (1, 1, 1)
+
+
+def test_products_of_activations_that_are_summed_are_layers():
+    pair = Function(lambda self, x: (self.a(x)[:, None] * self.b(x)[:, :, None]).sum(1), a=linear(), b=linear())
+    depth = audit(Function(lambda self, x: (self.a(x) * self.b(x)).sum(-1), a=linear(), b=linear()), VECTOR)
+    assert (depth.d1, depth.d2, depth.products) == (2, 1, 1)
+    assert numbers(pair, VECTOR) == (1, 1, 1)  # each is summed along an axis that the other does not have
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        lambda self, x: (x * self.gain).mean((2, 3)),  # as of a LayerScale, before pooling
+        lambda self, x: (x * x.mean((2, 3), keepdim=True).sigmoid()).mean((2, 3)),  # squeeze and excitation
+        lambda self, x: (x * x).mean((2, 3)),  # what a variance is made of
+    ],
+)
+def test_gains_gates_and_squares_are_none(gate):
+    network = Function(
+        lambda self, x: gate(self, self.conv(x)),
+        conv=nn.Conv2d(3, 4, 3),
+        gain=nn.Parameter(torch.ones(1, 4, 1, 1)),
+    )
+    assert audit(network, IMAGE).d1 == 1
+
+
+def test_what_is_written_into_buffers_is_no_output():
+    def forward(self, x):
+        y = self.a(x)
+        self.kept.copy_(self.b(y.relu()))
+        return y
+
+    network = Function(forward, a=linear(), b=linear())
+    network.register_buffer("kept", torch.zeros(1, 4))
+    assert numbers(network, VECTOR) == (1, 1, 1)
+
+
+def test_products_by_scattering_are_not_affine():
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(y.scatter(1, torch.tensor([[1, 0, 3, 2]]), y, reduce="multiply"))
+
+    network = Function(forward, a=linear(), b=linear())
+    assert numbers(network, VECTOR) == (2, 2, 2)
+    assert prove(network, VECTOR).error < 1e-12
+
+
 def test_residual_in_residual_dense_block():
     by_hand = Function(
         lambda self, x: x + 0.2 * self.f(x), f=nn.Sequential(*(dense_block(4, 2) for _ in range(3)))

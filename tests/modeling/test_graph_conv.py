@@ -42,6 +42,28 @@ def test_graph_convolution_against_one_map_for_each_group():
     assert torch.allclose(conv(x)[0].flatten(1).T, wanted, atol=1e-5)
 
 
+def test_block_is_vigs_grapher_and_feed_forward_network_with_residuals():
+    """ViG's code, written anew: fc, graph convolution, fc, and x + …; then fc, GELU, fc, and x + …"""
+    block = GraphBlock(6, neighbours=3).eval()
+    for part in block.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 2)
+            nn.init.normal_(part.running_mean)
+    x = torch.randn(2, 6, 3, 4)
+
+    def linear(x, conv, norm):
+        y = torch.einsum("nchw,oc->nohw", x, conv.weight[:, :, 0, 0]) - norm.running_mean[:, None, None]
+        return y / (1 + 1e-5) ** 0.5 * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+    fc1, fc1_norm, conv, fc2, fc2_norm = block.grapher
+    up, up_norm, _, down, down_norm = block.ffn
+    positions = F.conv2d(x, block.position.conv.weight, block.position.conv.bias, padding=1, groups=6)
+    x = x + positions
+    y = linear(conv(linear(x, fc1, fc1_norm)), fc2, fc2_norm) + x
+    wanted = linear(F.gelu(linear(y, up, up_norm)), down, down_norm) + y
+    assert torch.allclose(block(x - positions), wanted, atol=1e-4)
+
+
 def test_nodes_have_no_order_but_for_their_positions():
     block, order = GraphBlock(6, neighbours=3).eval(), torch.randperm(12)
     nn.init.zeros_(block.position.conv.weight)

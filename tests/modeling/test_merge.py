@@ -102,3 +102,28 @@ def test_layers_within_layers_are_merged_and_names_kept():
     assert len(plain["a"][0]) == 1
     x = torch.randn(1, 4, 5, 5)
     assert torch.allclose(plain["a"](x), network["a"](x), atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_padding_of_any_kind_is_kept(mode):
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode), nn.Conv2d(4, 5, 1)).eval()
+    x = torch.randn(1, 3, 6, 6)
+    plain = merged(layers)
+    assert len(plain) == 1
+    assert torch.allclose(plain(x), layers(x), atol=1e-5)
+
+
+def test_layers_that_stand_there_twice_stay_twice():
+    conv, relu = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()
+    x = torch.randn(1, 3, 6, 6)
+    for layers in (
+        nn.Sequential(conv, relu, conv, relu),
+        nn.Sequential(conv, nn.BatchNorm2d(3), relu, conv, nn.BatchNorm2d(3)),
+    ):
+        assert torch.allclose(merged(layers.eval())(x), layers(x), atol=1e-5)
+
+
+def test_a_norm_without_statistics_stays():
+    layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.allclose(merged(layers)(x), layers(x), atol=1e-5)

@@ -76,8 +76,26 @@ def test_even_images_have_finite_gradients(name, shape):
     assert all(parameter.grad.isfinite().all() for parameter in pool.parameters())
 
 
-@pytest.mark.parametrize("name", ["mean-std", "covariance"])
-def test_statistics_are_taken_in_full_precision(name):
-    pool = POOLINGS[name](8).eval()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert pool(torch.randn(2, 8, 4, 4).bfloat16()).dtype == torch.float32
+def test_five_iterations_are_the_papers():
+    pool = CovariancePool(6, reduced=4).eval()
+    x = torch.randn(2, 6, 5, 5)
+    root = matrix_sqrt(covariance(pool.reduce(x), pool.eps), 5)
+    assert torch.allclose(pool(x), root.flatten(1)[:, pool.upper], atol=1e-6)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_statistics_are_taken_in_full_precision(autocast):
+    """The deviation of close numbers, which bfloat16 cannot tell from one another once they are squared."""
+    x = (1 + 2**-7 * torch.tensor([0.0, 1.0]).repeat(8)).view(1, 1, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        pooled = MeanStdPool(1, eps=0)(x.bfloat16())
+    assert pooled[0, 1].item() == pytest.approx(2**-8, rel=0.01)
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_output_is_of_the_inputs_precision(name, dtype):
+    pool, x = POOLINGS[name](8).eval().to(dtype), torch.randn(2, 8, 4, 4, dtype=dtype)
+    assert pool(x).dtype == dtype
+    if dtype == torch.float64:
+        assert torch.allclose(pool(x).float(), pool.float()(x.float()), atol=1e-4)

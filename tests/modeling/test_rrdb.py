@@ -43,6 +43,13 @@ def test_parameters_of_the_published_block():
     assert count_parameters(RRDB(64, 32)) == 3 * (weights + 4 * 32 + 64)
 
 
+def test_weights_start_at_a_tenth_of_hes_deviation():
+    for conv in DenseBlock(64, 32).convs:
+        fan_in = conv.weight[0].numel()
+        assert abs(conv.weight.std() / (0.1 * (2 / fan_in) ** 0.5) - 1) < 0.05
+        assert not conv.bias.any()
+
+
 def test_starts_close_to_a_multiple_of_the_identity():
     x = torch.randn(1, 16, 8, 8)
     assert (RRDB(16, 8)(x) - 1.2 * x).std() < 0.02

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from modeling.affine import prove
 from modeling.channels import ChannelSet
 from modeling.cost import count_macs, count_parameters
 from modeling.depth import audit
@@ -148,7 +149,9 @@ def test_four_blocks(body):
 @pytest.mark.parametrize("body", SMALL)
 def test_depth_is_as_told(body):
     options = {"steps": 4} if body == "recurrent" else {}
-    found = audit(fresh(body, **options).materialize(), torch.randn(1, 3, 32, 32))
+    network, x = fresh(body, **options).materialize(), torch.randn(1, 3, 32, 32)
+    found = audit(network, x)
+    assert prove(network, x).error < 1e-9
     assert (found.d0, found.d1, found.d2, found.d3) == DEPTHS[body]
 
 
