@@ -315,6 +315,8 @@ class Schedule:
             raise ConfigError(
                 f"--schedule.teacher {self.teacher} teaches nothing; add --schedule.distill 0.5, say"
             )
+        if self.temperature != 1 and not self.distill:
+            raise ConfigError(f"--schedule.temperature {self.temperature} does nothing without --schedule.distill")
         if not self.temperature > 0:
             raise ConfigError(f"--schedule.temperature {self.temperature} must be above 0")
         if not 0 < self.anneal <= 1:
@@ -381,6 +383,11 @@ class Recipe:
         itself = self.schedule.distill and not self.schedule.teacher
         if model.stem == "plain" and itself and taken != model.vocabulary:
             raise ConfigError(f"--schedule.distill needs a stem that takes all channels, not plain on {taken}")
+        if itself and wanted in ("full", model.vocabulary):
+            raise ConfigError(
+                "--schedule.distill: where every image has all channels the network has nothing to teach itself; "
+                "name a --schedule.teacher, or other --schedule.channel-sets"
+            )
         if wanted in STRATEGIES:
             return
         try:

@@ -71,7 +71,7 @@ class Trainer:
         self.vocabulary = recipe.model.channels
         self.teacher = None
         if recipe.schedule.distill:
-            self.teacher = Teacher(recipe, runtime.unwrap(model), train.samples.classes, runtime)
+            self.teacher = Teacher(recipe, runtime.unwrap(model), train.samples, names, runtime)
         self.augment = Augmentation(recipe.augment, train.samples.classes, recipe.seed, runtime.rank)
         self.ema = running_mean(runtime.unwrap(model), recipe.optim.ema)
         self.evaluated = listed_sets(recipe) or scored_sets(runtime.unwrap(model).stem)
@@ -155,7 +155,8 @@ class Trainer:
     def _train_step(self, batch: Batch) -> None:
         lr = learning_rate(self.recipe.optim, self.step, self.steps, self.steps_per_epoch)
         set_learning_rate(self.optimizer, lr * self.recipe.lr_scale)
-        network, progress = self.runtime.unwrap(self.model), self.step / self.anneal_steps
+        last = self.step + 1 == self.steps  # which may be the first, too
+        network, progress = self.runtime.unwrap(self.model), 1.0 if last else self.step / self.anneal_steps
         self.model.train()
         network.anneal(progress)
         loss = self._backward(batch)

@@ -20,7 +20,6 @@ from training.config import (
     Recipe,
     Schedule,
 )
-from training.distill import mix
 from training.optim import build_optimizer, learning_rate
 from training.recipe_file import first_difference, load_recipe, save_recipe, to_dict
 from training.recipes import RECIPES
@@ -259,6 +258,9 @@ def test_neither_a_strategy_nor_a_set(strategy):
         ({}, {"distill": 1.5}, "--schedule.distill 1.5 must lie in"),
         ({}, {"distill": 1, "temperature": 0}, "--schedule.temperature 0 must be above 0"),
         ({}, {"teacher": Path("run")}, "--schedule.teacher run teaches nothing"),
+        ({}, {"temperature": 4.0}, "--schedule.temperature 4.0 does nothing without"),
+        ({}, {"distill": 0.5, "channel_sets": "full"}, "nothing to teach itself"),
+        ({}, {"distill": 0.5, "channel_sets": "RGB"}, "nothing to teach itself"),
     ],
 )
 def test_rivals_refuse_what_does_not_concern_them(model, schedule, reason):
@@ -269,30 +271,6 @@ def test_rivals_refuse_what_does_not_concern_them(model, schedule, reason):
 def test_an_expert_is_a_plain_stem_on_one_set():
     Recipe(model=Model(stem="plain", plain_channels="RG"), schedule=Schedule(channel_sets="RG"))
     Recipe(model=Model(stem="plain"), schedule=Schedule(channel_sets="full"))
-
-
-def test_distilled_loss_is_cross_entropy_with_two_targets():
-    """Up to the teacher's own entropy, which has no gradient."""
-    logits, teacher = torch.randn(5, 7, requires_grad=True), torch.randn(5, 7)
-    labels = torch.arange(5)
-    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-    target = 0.25 * teacher.softmax(1) + 0.75 * nn.functional.one_hot(labels, 7)
-    wanted = nn.functional.cross_entropy(logits, target)
-    entropy = torch.distributions.Categorical(logits=teacher).entropy().mean()
-    ours = mix(losses, logits, teacher, 0.25).mean()
-    assert torch.isclose(ours, wanted - 0.25 * entropy)
-    gradients = [torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (ours, wanted)]
-    assert torch.allclose(*gradients, atol=1e-7)
-
-
-def test_temperature_softens_both_and_keeps_the_gradient():
-    torch.manual_seed(0)
-    logits, teacher = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6)
-    ours = mix(torch.zeros(4), logits, teacher, 1.0, temperature=3.0).sum()
-    p, q = (teacher / 3).softmax(1), (logits / 3).softmax(1)
-    assert torch.isclose(ours, 9 * (p * (p / q).log()).sum(), atol=1e-5)
-    gradient = torch.autograd.grad(ours, logits)[0]
-    assert torch.allclose(gradient, 3 * (q - p), atol=1e-5)  # T² · 1/T · (q - p)
 
 
 def test_torch_is_seeded_by_the_recipe(fresh_accelerate):

@@ -96,6 +96,13 @@ def test_rivals_train_and_are_evaluated_on_the_sets_they_take(data_dir, tmp_path
         assert count_weight_layers(model.materialize("RG")) == 4
 
 
+def test_what_is_annealed_is_in_its_final_form_after_a_single_step(data_dir, tmp_path, program):
+    flags = ("--model.body", "strict", "--model.width", "0.0625", "--model.deep", "--schedule.epochs", "1")
+    assert program("train", *train_args(data_dir, tmp_path / "run", *flags, "--data.batch-size", "64")) == 0
+    _, model, _ = load_model(tmp_path / "run")
+    assert model.body.layer1[2].is_identity
+
+
 def count_weight_layers(network: torch.nn.Module) -> int:
     return sum(isinstance(module, torch.nn.Conv2d | torch.nn.Linear) for module in network.modules())
 
