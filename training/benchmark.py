@@ -9,6 +9,7 @@ Nothing here gates a test, since a ratio depends on the machine. What README and
 made by it.
 """
 
+import dataclasses
 import sys
 
 import tyro
@@ -20,6 +21,7 @@ from training.benchmarks.sweep import SweepBenchmark
 from training.benchmarks.train import TrainBenchmark
 from training.benchmarks.zero import ZeroBenchmark
 from training.cli import run_program
+from training.config import ConfigError
 
 Job = LoaderBenchmark | StemBenchmark | NetworkBenchmark | SweepBenchmark | TrainBenchmark | ZeroBenchmark
 SUBJECTS = {
@@ -32,8 +34,19 @@ SUBJECTS = {
 }
 
 
+_COUNTS = {"rounds", "seconds", "batch_size", "size", "ranks", "images"}
+
+
 def main(job: Job) -> None:
-    """Run a benchmark."""
+    """Run a benchmark.
+
+    Raises:
+        ConfigError: there would be nothing to measure.
+    """
+    for name in {field.name for field in dataclasses.fields(job)} & _COUNTS:
+        value = getattr(job, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {value} must be above 0")
     job.run()
 
 

@@ -8,6 +8,8 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,12 @@ def read_record(file: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise DataError(f"{file}: not a record of format {FORMAT}; make it again with training.evaluate")
     return record
+
+
+def told_apart(names: Sequence[str], more: Sequence[str]) -> list[str]:
+    """Names, where those that several share have something more of their own behind them: `run (folder)`."""
+    shared = Counter(names)
+    return [f"{name} ({m})" if shared[name] > 1 else name for name, m in zip(names, more, strict=True)]
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -8,8 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +19,7 @@ from pipelines.errors import DataError
 from pipelines.files import write_atomically
 from training.cli import run_program
 from training.config import ConfigError
-from training.records import read_record
+from training.records import read_record, told_apart
 from training.reporting.answers import Record, check_same_images
 from training.reporting.canvas import on_white
 from training.reporting.figures import accuracy_by_cost, accuracy_by_set
@@ -61,6 +60,8 @@ class Report:
     def __post_init__(self) -> None:
         if self.samples < 0:
             raise ConfigError(f"--samples {self.samples} must not be negative")
+        if self.figure and self.figure.suffix != ".svg":
+            raise ConfigError(f"--figure {self.figure} must end in .svg")
         if self.out and self.out.suffix != ".html":
             raise ConfigError(f"--out {self.out} must end in .html; its twins end in .md and .pdf")
 
@@ -74,12 +75,25 @@ def main(job: Report) -> None:
     if not job.sources:
         raise DataError("no run directory given; evaluate one with python -m training.evaluate RUN_DIR")
     records = [read_record(_record_file(source, job.split)) for source in job.sources]
+    records = _told_apart(records, job.sources)
     if job.figure:
-        check_same_images([record for record in records if record["kind"] == "sweep"])
-        write_atomically(job.figure, on_white(_FIGURES[job.of](records)))
-        print(f"wrote {job.figure}")
-        return
-    _write_page(job, _told_apart(records, job.sources))
+        _write_figure(job, records)
+    else:
+        _write_page(job, records)
+
+
+def _write_figure(job: Report, records: Sequence[Record]) -> None:
+    draw, kinds = _FIGURES[job.of]
+    sweeps = [record for record in records if record["kind"] == "sweep"]
+    if not sweeps or any(record["kind"] not in kinds for record in records):
+        found = ", ".join(dict.fromkeys(record["kind"] for record in records))
+        raise DataError(
+            f"--of {job.of} draws records of training.evaluate ({' and '.join(kinds)}), not of {found}"
+        )
+    check_same_images(sweeps)
+    job.figure.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(job.figure, on_white(draw(records)))
+    print(f"wrote {job.figure}")
 
 
 def _write_page(job: Report, records: Sequence[Record]) -> None:
@@ -103,20 +117,18 @@ def _write_page(job: Report, records: Sequence[Record]) -> None:
         print(f"next: python -m training.export {shlex.quote(str(run_dir))}")
 
 
-_FIGURES = {"sets": accuracy_by_set, "networks": accuracy_by_cost}
+_FIGURES = {  # and the kinds of records that they show
+    "sets": (accuracy_by_set, ("sweep",)),
+    "networks": (accuracy_by_cost, ("sweep", "benchmark networks")),
+}
 _TITLE = "Any set of channels"
 
 
 def _told_apart(records: Sequence[Record], sources: Sequence[Path]) -> list[Record]:
     """Records by names of their own: those that share one get that of their folder or file as well."""
-
-    def longer(names: list[str], more: Iterable[str]) -> list[str]:
-        shared = Counter(names)
-        return [f"{name} ({m})" if shared[name] > 1 else name for name, m in zip(names, more, strict=True)]
-
     names = [record["name"] for record in records]
-    names = longer(names, (source.name if source.is_dir() else source.stem for source in sources))
-    names = longer(names, (str(i) for i in range(1, len(names) + 1)))
+    names = told_apart(names, [source.name if source.is_dir() else source.stem for source in sources])
+    names = told_apart(names, [str(i) for i in range(1, len(names) + 1)])
     return [{**record, "name": name} for record, name in zip(records, names, strict=True)]
 
 
@@ -134,6 +146,9 @@ def updated(file: Path) -> str:
 
     def block(found: re.Match[str]) -> str:
         records = [read_record(file.parent / name) for name in found[3].split()]
+        strange = [record["kind"] for record in records if record["kind"] != "sweep"]
+        if strange and found[2] != "results":
+            raise DataError(f"{file}: {found[2]} compares records of training.evaluate, not of {strange[0]}")
         return f"{found[1]}{results(records, found[2])}\n{found[4]}"
 
     return _BLOCK.sub(block, text)

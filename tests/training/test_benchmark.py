@@ -153,20 +153,36 @@ def test_ratios_are_taken_within_a_round():
 
 def test_networks_are_compared_with_the_first(finished_run, data_dir, tmp_path, program, capsys):
     other = tmp_path / "strict"
-    flags = ["--model.body", "strict", "--model.width", "0.0625", "--schedule.epochs", "1"]
-    assert program("train", *train_args(data_dir, other, *flags)) == 0
+    expert = ["--model.stem", "plain", "--model.plain-channels", "RG", "--schedule.channel-sets", "RG"]
+    flags = ["--name", "flat", "--model.body", "strict", "--model.width", "0.0625", "--schedule.epochs", "1"]
+    assert program("train", *train_args(data_dir, other, *flags, *expert)) == 0
     file, quick = tmp_path / "networks.json", ("--batch-size", "2", "--rounds", "1", "--seconds", "0.01")
     assert program("benchmark", "networks", finished_run, other, "--record", file, *quick) == 0
     record = read_record(file)
     assert record["settings"]["size"] == 32  # what the first was trained on
     head, first, second = network_rows([record])
-    assert head == ["time ÷ run", "training step", "inference", "inference, one image"]
+    assert head == ["time ÷ quickstart", "training step", "inference", "inference, one image"]
     assert first[1:] == ["1.00 (1.00–1.00)"] * 3
     rates = record["parts"]["inference"]["rates"]
-    assert second[2].startswith(f"{rates['run'][0] / rates['strict'][0]:.2f} (")  # time, not speed
+    assert second[2].startswith(f"{rates['quickstart'][0] / rates['flat'][0]:.2f} (")  # time, not speed
     assert "at 32 px, 2 images" in results([record])
     assert program("benchmark", "networks", finished_run, finished_run) == 2
     assert "called the same" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ((), "no run directory given"),
+        (("run", "--rounds", "0"), "--rounds 0 must be above 0"),
+        (("run", "--batch-size", "0"), "--batch-size 0 must be above 0"),
+        (("run", "--seconds", "-1"), "--seconds -1.0 must be above 0"),
+        (("run", "--size", "0"), "--size 0 must be above 0"),
+    ],
+)
+def test_nothing_to_measure_is_one_line(flags, reason, program, capsys):
+    assert program("benchmark", "networks", *flags) == 2
+    assert reason in capsys.readouterr().err
 
 
 def test_a_sweep_is_timed_against_evaluations_of_each_set(data_dir, tmp_path, program):

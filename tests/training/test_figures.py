@@ -63,15 +63,55 @@ def test_costs_are_those_of_the_records():
     assert list(found.values()) == [[34, 4], [34, 4], [0.003, 2.5], [3, 7]]
 
 
-def test_each_network_is_drawn_in_each_panel_that_knows_its_cost():
+def test_each_network_is_drawn_in_each_panel():
     both = [network("deep"), network("flat")]
-    plain, timed = accuracy_by_cost(both), accuracy_by_cost([*both, speeds(deep=50.0)])
+    plain, timed = accuracy_by_cost(both), accuracy_by_cost([*both, speeds(deep=50.0, flat=90.0)])
     assert len(panels(plain)) == 4
     assert panels(timed) == [*panels(plain), "latency of one image, ms"]
     for name in ("deep", "flat", "0.9 × deep", "test top-1, %"):
         assert f">{name}</text>" in plain
     bars = [svg.count("LineCollection") for svg in (accuracy_by_cost(both[:1]), plain, timed)]
-    assert bars == [4 + 1, 8 + 2, 9 + 2]  # an interval in each panel and in the key; one speed was not measured
+    assert bars == [4 + 1, 8 + 2, 10 + 2]  # an interval in each panel and in the key
+    assert {"4", "34"} <= set(texts(plain))  # depths are ticks of their own
+
+
+def test_a_benchmark_of_other_networks_is_refused():
+    from pipelines.errors import DataError
+
+    with pytest.raises(DataError, match="timed deep, other, not flat; make it of the same runs"):
+        accuracy_by_cost([network("deep"), network("flat"), speeds(deep=50.0, other=90.0)])
+
+
+@pytest.mark.parametrize("of", ["sets", "networks"])
+def test_records_that_a_picture_does_not_show_are_refused(of, tmp_path, program, capsys):
+    timed, good = tmp_path / "timed.json", tmp_path / "good.json"
+    timed.write_text(json.dumps(speeds(deep=50.0) | {"format": 1, "name": "timed"}))
+    good.write_text(json.dumps(network("deep")))
+    out = tmp_path / "new" / "a.svg"
+    assert program("report", timed, "--figure", out, "--of", of) == 2
+    assert f"--of {of} draws records of training.evaluate" in capsys.readouterr().err
+    assert program("report", good, "--figure", tmp_path / "a.png", "--of", of) == 2
+    assert "a.png must end in .svg" in capsys.readouterr().err
+    assert program("report", good, "--figure", out, "--of", of) == 0
+    assert out.exists()
+
+
+@pytest.mark.parametrize("block", ["paired", "ratios", "networks", "bands"])
+def test_tables_that_compare_answers_refuse_benchmarks(block, tmp_path, program, capsys):
+    (tmp_path / "timed.json").write_text(json.dumps(speeds(deep=50.0) | {"format": 1, "name": "timed"}))
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- {block}: timed.json -->\n<!-- /{block} -->\n")
+    assert program("report", "--update", page) == 2
+    assert f"{block} compares records of training.evaluate, not of benchmark networks" in capsys.readouterr().err
+
+
+def test_runs_of_one_recipe_are_told_apart(tmp_path, program):
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    for file in files:
+        file.write_text(json.dumps(network("deep")))
+    out = tmp_path / "a.svg"
+    assert program("report", *files, "--figure", out, "--of", "networks") == 0
+    assert {"deep (one)", "deep (two)"} <= set(texts(out.read_text()))
 
 
 def test_written_by_the_program(tmp_path, program, capsys):

@@ -51,6 +51,7 @@ def test_two_networks_end_to_end(finished_run, strict_run, data_dir, tmp_path, p
 
 def _check_redrawing(record, figure, program):
     """The picture needs the record alone, and comes out the same."""
+    assert "$" not in figure.read_text()  # numbers, not formulas
     again = figure.with_name("again.svg")
     assert program("receptive_field", record, "--figure", again) == 0
     assert again.read_bytes() == figure.read_bytes()

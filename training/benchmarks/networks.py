@@ -14,15 +14,16 @@ from training.benchmarks.harness import Contender, measure, show, summary
 from training.benchmarks.steps import WARM_UP, forward_passes, noise, training_steps
 from training.build import load_model
 from training.config import ConfigError
-from training.records import provenance, write_record
+from training.recipe_file import load_recipe
+from training.records import provenance, told_apart, write_record
 from training.runtime import Runtime
 
 
 @dataclass(kw_only=True)
 class NetworkBenchmark:
-    """Speed of networks on all channels, in training and at inference, as ratios to the first one."""
+    """Speed of networks on all channels they take, in training and at inference, as ratios to the first one."""
 
-    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Run directories of training.train; the first is what the others are compared with."""
     size: int | None = None
     """Height and width of the images, in pixels; by default what the first was trained on."""
@@ -34,6 +35,10 @@ class NetworkBenchmark:
     """How long each is timed in a round."""
     record: Path | None = None
     """Where to keep the result as a record."""
+
+    def __post_init__(self) -> None:
+        if not self.run_dirs:
+            raise ConfigError("no run directory given; name one or more that training.train has finished")
 
     def run(self) -> None:
         """Measure, print, and keep the record where one is wanted."""
@@ -53,7 +58,9 @@ class NetworkBenchmark:
             write_record(self.record, self._result(parts, size, runtime))
 
     def _names(self) -> list[str]:
-        names = [run_dir.name for run_dir in self.run_dirs]
+        """What sweeps' records call the runs, so that one picture can show both."""
+        names = [load_recipe(run_dir / "config.yaml").name for run_dir in self.run_dirs]
+        names = told_apart(names, [run_dir.name for run_dir in self.run_dirs])
         if len(set(names)) < len(names):
             raise ConfigError(f"two run directories are called the same: {' '.join(map(str, self.run_dirs))}")
         return names
@@ -66,10 +73,10 @@ class NetworkBenchmark:
         settings = {key: value for key, value in asdict(self).items() if key not in ("record", "run_dirs")}
         return {
             "kind": "benchmark networks",
-            "name": self.run_dirs[0].name,
+            "name": next(iter(parts["inference"]["rates"])),
             "settings": settings | {"size": size, "threads": torch.get_num_threads()},
             "precision": runtime.precision,
-            "baseline": self.run_dirs[0].name,
+            "baseline": next(iter(parts["inference"]["rates"])),
             "parts": parts,
             "provenance": provenance("training.benchmark", runtime.world),
         }
@@ -79,7 +86,7 @@ _Start = Callable[[NetworkBenchmark, ChannelNet, int, Runtime], Contender]
 
 
 def _training(job: NetworkBenchmark, model: ChannelNet, size: int, runtime: Runtime) -> Contender:
-    every = ChannelSet.full(model.stem.vocabulary)
+    every = _all_channels(model)
     images = noise(job.batch_size, len(every), size, runtime.device)
     return training_steps(model, images, every, runtime.precision)
 
@@ -94,9 +101,15 @@ def _one_image(job: NetworkBenchmark, model: ChannelNet, size: int, runtime: Run
 
 def _forward(model: ChannelNet, count: int, size: int, runtime: Runtime) -> Contender:
     """Of the network as it is deployed, on all channels."""
-    network = model.to(runtime.device).materialize().to(memory_format=torch.channels_last)
-    images = noise(count, len(model.stem.vocabulary), size, runtime.device)
+    every = _all_channels(model)
+    network = model.to(runtime.device).materialize(every).to(memory_format=torch.channels_last)
+    images = noise(count, len(every), size, runtime.device)
     return forward_passes(network, (images,), runtime)
+
+
+def _all_channels(model: ChannelNet) -> ChannelSet:
+    """The largest set that a network takes."""
+    return model.stem.sets()[0]
 
 
 _KINDS: dict[str, _Start] = {

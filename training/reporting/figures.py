@@ -84,7 +84,7 @@ def accuracy_by_cost(records: Sequence[dict[str, Any]]) -> str:
         records: of sweeps; a record of `benchmark networks` among them adds the panel of latencies.
 
     Raises:
-        DataError: a network was not scored on that set, or its depth is not known.
+        DataError: a network was not scored on that set, or its depth or latency is not known.
     """
     sweeps = [record for record in records if record["kind"] == "sweep"]
     chosen = next(iter(sweeps[0]["scores"]))
@@ -127,33 +127,48 @@ _TICKS = [figure * 10.0**power for power in range(-3, 6) for figure in (1, 2, 5)
 _SYMBOLS = "os^DvPX*<>hp"
 
 
-def _latencies(records: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, list[float | None]]:
+def _latencies(records: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, list[float]]:
     """Milliseconds for one image, where they were measured."""
     found: dict[str, float] = {}
     for record in records:
         if record["kind"] == "benchmark networks":
             rows = record["parts"]["inference, one image"]["summary"]
             found |= {name: 1000 / row["images_per_s"]["median"] for name, row in rows.items()}
-    return {"latency of one image, ms": [found.get(name) for name in names]} if found else {}
+    if missing := [name for name in names if found and name not in found]:
+        raise DataError(
+            f"the benchmark timed {', '.join(found)}, not {', '.join(missing)}; make it of the same runs"
+        )
+    return {"latency of one image, ms": [found[name] for name in names]} if found else {}
 
 
 def _draw_costs(
-    axes: Axes, label: str, costs: Sequence[float | None], scores: Sequence[dict[str, Any]], names: Sequence[str]
+    axes: Axes, label: str, costs: Sequence[float], scores: Sequence[dict[str, Any]], names: Sequence[str]
 ) -> None:
     for part, line in _PARTS.items():
         height, told = 100 * part * scores[0]["accuracy"], f"{part:g} × {names[0]}"
         axes.axhline(height, color=_QUIET, linewidth=0.7, linestyle=line, label=told)
     for i, (x, score, name) in enumerate(zip(costs, scores, names, strict=True)):
-        if x is not None:
-            middle, low, high = (100 * score[key] for key in ("accuracy", "low", "high"))
-            colour, symbol = COLOURS[i % len(COLOURS)], _SYMBOLS[i % len(_SYMBOLS)]
-            axes.errorbar(x, middle, [[middle - low], [high - middle]], fmt=symbol, color=colour, label=name)
-    known = [x for x in costs if x is not None]
+        middle, low, high = (100 * score[key] for key in ("accuracy", "low", "high"))
+        colour, symbol = COLOURS[i % len(COLOURS)], _SYMBOLS[i % len(_SYMBOLS)]
+        axes.errorbar(x, middle, [[middle - low], [high - middle]], fmt=symbol, color=colour, label=name)
     axes.set_xscale("log")
     axes.set_xlabel(label)
-    axes.set_xticks([x for x in _TICKS if min(known) / 1.2 <= x <= max(known) * 1.2], minor=False)
+    axes.set_xticks(_own_ticks(costs) if label in _DEPTHS.values() else _round_ticks(costs), minor=False)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
+
+
+def _round_ticks(costs: Sequence[float]) -> list[float]:
+    return [x for x in _TICKS if min(costs) / 1.2 <= x <= max(costs) * 1.2]
+
+
+def _own_ticks(costs: Sequence[float]) -> list[float]:
+    """The values themselves, of neighbours that would be written over one another the first."""
+    ticks: list[float] = []
+    for x in sorted(costs):
+        if not ticks or x > 1.15 * ticks[-1]:
+            ticks.append(x)
+    return ticks
 
 
 def receptive_fields(records: Sequence[dict[str, Any]]) -> str:
@@ -172,7 +187,8 @@ def receptive_fields(records: Sequence[dict[str, Any]]) -> str:
         for axes in panels.flat:
             axes.set_axis_off()
         images = [_draw_field(*panel, scale) for panel in zip(panels.flat, networks, strict=False)]
-        figure.colorbar(images[0], ax=panels, label="% in a pixel (log scale)")
+        bar = figure.colorbar(images[0], ax=panels, label="% in a pixel (log scale)", format="{x:g}")
+        bar.minorticks_off()
         figure.supxlabel(_squares_legend(networks[0]["squares"]), fontsize=9)
         return svg(figure)
 
