@@ -36,7 +36,7 @@ chosen() { # NAME…: their rows; all without names
 
 one() { # "NAME RECIPE FLAGS… | FLAGS… | …"
     local IFS='|' parts flags
-    read -ra parts <<<"$1"
+    read -ra parts <<<"${1//RUNS\//$RUNS/}"
     IFS=' ' read -ra flags <<<"${parts[0]}"
     local run=$RUNS/${flags[0]}
     "$PYTHON_HERE" -m training.train "${RECIPE:-${flags[1]}}" --name "${flags[0]}" --run-dir "$run" --data.path "$DATA" \

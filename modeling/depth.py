@@ -17,7 +17,8 @@ NAME is a body of ours, as resnet18, or torchvision/NAME for a classifier of tor
   map without a layer does not count. Whatever is not known to be affine is taken for nonlinear, LayerNorm and
   products of activations among them, so D2 may be too large and never too small. That the maps are affine is
   proven by `modeling.affine.prove`.
-- D3, distinct weights on the path of D1: a recurrent cell counts its weight once, however often it is applied.
+- D3, distinct weights on the path of D1: a recurrent cell counts its weight once, however often it is applied. A
+  weight and its transpose, or two slices of one parameter, are two.
 
 A Transformer's block of attention and MLP has D1 = 6 (QKV, Q·Kᵀ, attention·V, projection, two of the MLP), and
 D2 = 4.
@@ -28,6 +29,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -37,6 +39,7 @@ from torch.fx import Node
 from modeling.affine import NotAffineError, Proof, check
 from modeling.channels import parse_names
 from modeling.graph import Graph, trace
+from modeling.pooling import Pooling
 
 _THEIRS = "torchvision/"
 
@@ -210,8 +213,8 @@ def summary(depth: Depth, proof: Proof) -> str:
     return (
         f"D0 {depth.d0:3}  blocks\n"
         f"D1 {depth.d1:3}  layers on the longest path{products}\n"
-        f"D2 {depth.d2:3}  affine maps that nonlinearities separate; of all maps {proof.fused} fused and "
-        f"{proof.superposed} superposed, largest relative error {proof.error:.1e}\n"
+        f"D2 {depth.d2:3}  affine maps that nonlinearities separate; proven for each, those of branches too: "
+        f"{proof.fused} by fusing, {proof.superposed} by superposition, to {proof.error:.1e} of its value\n"
         f"D3 {depth.d3:3}  distinct weights on the longest path"
     )
 
@@ -226,9 +229,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=64, help="height and width of images (%(default)s)")
     parser.add_argument("--channels", default="RGB", help="that images have (%(default)s)")
     parser.add_argument("--classes", type=int, default=100, help="number of logits (%(default)s)")
+    ours = parser.add_argument_group("two-layer networks")
+    ours.add_argument("--width", type=float, help="multiple of the usual number of features")
+    ours.add_argument("--pooling", choices=get_args(Pooling), help="what the head looks at")
+    ours.add_argument("--deep", action="store_true", default=None, help="as trained before anything is merged")
     options = parser.parse_args(arguments)
+    body = {k: value for k in ("width", "pooling", "deep") if (value := getattr(options, k)) is not None}
     try:
-        network, image = _subject(options.name, options.size, options.channels, options.classes)
+        network, image = _subject(options.name, options.size, options.channels, options.classes, body)
         graph = trace(network, image)
         depth, proof = measure(network, graph), check(graph)
     except (ValueError, NotAffineError) as error:
@@ -237,14 +245,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(depth.path), summary(depth, proof), sep="\n\n")
 
 
-def _subject(name: str, size: int, channels: str, classes: int) -> tuple[nn.Module, torch.Tensor]:
+def _subject(
+    name: str, size: int, channels: str, classes: int, options: dict[str, Any]
+) -> tuple[nn.Module, torch.Tensor]:
     """A network with fresh weights, and an image that it takes.
 
     Raises:
         ValueError: there is no such network, or it does not take such images.
     """
     planes = len(parse_names(channels))
-    build = _builder(name, size, channels, classes)
+    build = _builder(name, size, channels, classes, options)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of torchvision, about initial values to come
@@ -256,25 +266,33 @@ def _subject(name: str, size: int, channels: str, classes: int) -> tuple[nn.Modu
     return network, image
 
 
-def _builder(name: str, size: int, channels: str, classes: int) -> Callable[[], nn.Module]:
+def _builder(
+    name: str, size: int, channels: str, classes: int, options: dict[str, Any]
+) -> Callable[[], nn.Module]:
     """What builds a network of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or none with these options.
     """
     from torchvision import models
 
-    from modeling.zoo import BodyName, build_model
+    from modeling.zoo import BODIES, build_model
 
-    ours, theirs = get_args(BodyName), models.list_models(module=models)
+    ours, theirs = list(BODIES), models.list_models(module=models)
+    for option in options:
+        if name not in ours or option not in BODIES[name].options:
+            takers = ", ".join(body for body in ours if option in BODIES[body].options)
+            raise ValueError(f"{name} has no --{option}; it belongs to {takers}")
     if name in ours:
-        return lambda: build_model(name, "any-channel", channels, classes).materialize()
+        return lambda: build_model(name, "any-channel", channels, classes, **options).materialize()
     if name.startswith(_THEIRS) and (found := name.removeprefix(_THEIRS)) in theirs:
         sized = {"image_size": size} if found.startswith("vit_") else {}  # the only ones that must be told
         return lambda: models.get_model(found, num_classes=classes, **sized)
+    near = get_close_matches(name.removeprefix(_THEIRS), [*ours, *theirs], n=1)
+    meant = f"; did you mean {near[0] if near[0] in ours else _THEIRS + near[0]}?" if near else "."
     raise ValueError(
-        f"no network is called {name!r}; there are {', '.join(ours)}, and {_THEIRS}NAME with NAME of "
-        f"torchvision's {', '.join(theirs)}"
+        f"no network is called {name!r}{meant} There are {', '.join(ours)}, and {_THEIRS}NAME for a classifier of "
+        "torchvision.models.list_models()"
     )
 
 

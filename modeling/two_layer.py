@@ -120,7 +120,11 @@ def rrdb(features: int, classes: int, *, pooling: Pooling = "mean-std", growth: 
 
 
 def attention(features: int, classes: int, *, pooling: Pooling = "mean-std") -> TwoLayerBody:
-    """Two blocks of self-attention, with a head for every 32 features, which must divide by it."""
+    """Two blocks of self-attention, with a head for every 32 features.
+
+    Raises:
+        ValueError: features do not divide by 32.
+    """
     return TwoLayerBody(
         _attention(features),
         nn.Sequential(*_reduction(features, 2 * features), _attention(2 * features)),
@@ -162,6 +166,8 @@ _halve = partial(nn.AvgPool2d, 2, ceil_mode=True)  # an odd row or column counts
 
 
 def _attention(features: int) -> AttentionBlock:
+    if features % _HEAD_FEATURES:
+        raise ValueError(f"{features} features do not divide into heads of {_HEAD_FEATURES}")
     return AttentionBlock(features, features // _HEAD_FEATURES)
 
 

@@ -196,13 +196,16 @@ def test_every_run_of_a_study_is_a_recipe_of_its_own(copy, study):
 
 def test_a_study_runs_what_it_is_asked_for(copy):
     (copy.folder / "mini").mkdir()
-    done = copy.run("study.sh", "a", "mini", "table", "any-channel", JOBS="2", RECIPE="mini-imagenet")
+    done = copy.run("study.sh", "a", "mini", "table", "taught", JOBS="2", RECIPE="mini-imagenet")
     assert done.returncode == 0, done.stderr
     lines = copy.programs.read_text().splitlines()
     assert sum("training.train mini-imagenet --name" in line for line in lines) == 2
-    assert sum("training.evaluate runs/study-a/any-channel" in line for line in lines) == 2
-    assert any(line.endswith("runs/study-a/any-channel --recalibrate 2000") for line in lines)
+    assert sum("training.evaluate runs/study-a/taught" in line for line in lines) == 2
+    assert any(line.endswith("runs/study-a/taught --recalibrate 2000") for line in lines)
+    assert sum("--schedule.teacher runs/study-a/naive" in line for line in lines) == 1
     assert len(lines) == 5
+    assert copy.run("study.sh", "a", "mini", "taught", RUNS="elsewhere/a").returncode == 0
+    assert "--schedule.teacher elsewhere/a/naive" in copy.programs.read_text()
     assert copy.fails("study.sh", "a", "mini", "tabel").startswith("error: no run is called tabel")
     assert copy.fails("study.sh", "z", "mini").startswith("error: no study is called z; launch/studies holds a ")
     assert copy.fails("study.sh", "a").startswith("error: usage: bash")

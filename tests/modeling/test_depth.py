@@ -507,6 +507,12 @@ def test_program_prints_path_and_numbers(capsys):
     assert [line.split()[:2] for line in lines[12:]] == [["D0", "6"], ["D1", "10"], ["D2", "10"], ["D3", "10"]]
 
 
+@pytest.mark.parametrize(("options", "depth"), [([], 4), (["--deep"], 6), (["--pooling", "covariance"], 15)])
+def test_program_takes_what_our_bodies_are_built_with(options, depth, capsys):
+    main(["strict", "--size", "32", "--width", "0.1", *options])
+    assert f"\nD1 {depth:3} " in capsys.readouterr().out
+
+
 def test_program_knows_ours_and_theirs_apart(capsys):
     main(["torchvision/resnet18", "--size", "64"])
     lines = capsys.readouterr().out.splitlines()
@@ -517,7 +523,15 @@ def test_program_knows_ours_and_theirs_apart(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["squeezenet1_1"], "no network is called 'squeezenet1_1'; there are resnet10, "),
+        (
+            ["squeezenet1_1"],
+            "'squeezenet1_1'; did you mean torchvision/squeezenet1_1? There are",
+        ),
+        (["resnet43"], "did you mean resnet34?"),
+        (["nothing"], "no network is called 'nothing'. There are resnet10, "),
+        (["resnet10", "--deep"], "resnet10 has no --deep; it belongs to strict, matched"),
+        (["torchvision/resnet18", "--width", "0.5"], "torchvision/resnet18 has no --width"),
+        (["strict", "--classes", "-1"], "strict does not take"),
         (["torchvision/resnet10"], "no network is called 'torchvision/resnet10'"),
         (["resnet10", "--channels", "RR"], "channel given twice"),
         (["torchvision/squeezenet1_1", "--channels", "RG"], "does not take 2 channels of 64 px"),
