@@ -264,7 +264,9 @@ AFFINE = {
     "reshape": Function(lambda self, x: x.flatten(2).mT.unflatten(1, (6, 6)).permute(0, 3, 1, 2).flip(2)),
     "split": Function(lambda self, x: torch.cat([x.chunk(2, 1)[1], x[:, :2].roll(1, 2)], 1)),
     "residual": Function(lambda self, x: x + self.a(x) - self.b(x) / 2, a=conv(), b=nn.Conv2d(4, 4, 1)),
-    "gain": Function(lambda self, x: self.gain * x + self.gain.exp(), gain=nn.Parameter(torch.randn(4, 1, 1))),
+    "gain": Function(
+        lambda self, x: self.gain * x + self.gain.exp(), gain=nn.Parameter(torch.arange(1.0, 5)[:, None, None])
+    ),
     "mask": Function(lambda self, x: torch.where(torch.eye(6) > 0, x, 1.0).masked_fill(torch.eye(6) > 0, 2.0)),
     "in place": Function(lambda self, x: torch.zeros_like(x).index_add_(1, torch.tensor([0]), x[:, :1])),
     "assignment": Function(lambda self, x: assigned(x)),
@@ -306,6 +308,9 @@ def chain(parts):
     for part in parts:
         network.extend([part, nn.LazyConv2d(4, 1), nn.AdaptiveAvgPool2d(6)])
     network.eval()(IMAGES)
+    for module in network.modules():  # whose weights were drawn when this file was read
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
     return network
 
 
