@@ -99,7 +99,8 @@ def compose(first: nn.Conv2d, pointwise: nn.Conv2d) -> nn.Conv2d:
 
 def _merge(module: M) -> M:
     for name, child in module._modules.items():  # `named_children` leaves out what stands there twice
-        setattr(module, name, _merge(child))
+        if child is not None:
+            setattr(module, name, _merge(child))
     return _simplified(module) if type(module) is nn.Sequential else module
 
 

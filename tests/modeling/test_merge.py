@@ -123,6 +123,15 @@ def test_layers_that_stand_there_twice_stay_twice():
         assert torch.allclose(merged(layers.eval())(x), layers(x), atol=1e-5)
 
 
+def test_parts_that_a_module_does_without_are_no_trouble():
+    block = nn.Module()
+    block.shortcut, block.layers = None, nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    block.register_module("absent", None)
+    plain = merged(block)
+    assert plain.absent is None
+    assert len(plain.layers) == 1
+
+
 def test_a_norm_without_statistics_stays():
     layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).eval()
     x = torch.randn(2, 3, 6, 6)
