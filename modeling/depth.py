@@ -5,18 +5,18 @@ NAME is a body of ours, as resnet18, or torchvision/NAME for a classifier of tor
 "Layer" is ambiguous, so depth is told in four ways, and all but the first are found in the graph, not by names:
 
 - D0, blocks: what the network itself calls its parts. This one is a matter of naming.
-- D1, layers on the longest path from input to output: convolutions and linear maps, in whatever way they are
-  written (`F.conv2d`, `einsum`, a product and its sum, …), whose weight is a registered parameter or made from
-  such; and matrix products of two activations. Thus attention counts two, Q·Kᵀ and attention·V, and everything
-  else of the kind counts too: the Gram matrix of a covariance, or similarities that only serve to choose
-  neighbours; `Depth.products` says how many they are. Not counted are the making of weights, elementwise products
-  such as gains and gates, squares and their sums, which norms and variances are made of, and filters that are not
-  learned.
+- D1, layers on the longest path from input to output: convolutions and linear maps, as modules or functions, by
+  `einsum`, or by a product and its sum or mean, whose weight is a registered parameter or made from such; and
+  matrix products of two activations. Thus attention counts two, Q·Kᵀ and attention·V, and everything else of the
+  kind counts too: the Gram matrix of a covariance, or similarities that only serve to choose neighbours;
+  `Depth.products` says how many they are. Not counted are the making of weights, elementwise products such as
+  gains and gates, squares and their sums, which norms and variances are made of, and filters that are not learned.
+  A product that something other than a sum or mean adds up, such as a pooling, is missed.
 - D2, affine maps that nonlinearities separate, on the path that has most of them. Layers with nothing nonlinear
   between them are one map, together with BatchNorm at inference, sums, means, and all that moves values about; a
   map without a layer does not count. Whatever is not known to be affine is taken for nonlinear, LayerNorm and
-  products of activations among them, so D2 may be too large and never too small. That the maps are affine is
-  proven by `modeling.affine.prove`.
+  products of activations among them, so D2 may be too large, and too small only where D1 missed a
+  layer. That the maps are affine is proven by `modeling.affine.prove`.
 - D3, distinct weights on the path of D1: a recurrent cell counts its weight once, however often it is applied. A
   weight and its transpose, or two slices of one parameter, are two.
 

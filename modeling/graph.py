@@ -65,7 +65,12 @@ _OF_SHAPE = _words(
     """zeros_like ones_like full_like empty_like rand_like randn_like zero fill
     new_zeros new_ones new_full new_empty"""
 )
+# Put out the elements that they read, as they are but for sign and precision, and in other places.
 _COPIES = _words("clone alias detach contiguous _to_copy to neg")
+_MOVES = _words(
+    """view _unsafe_view reshape flatten unflatten expand permute transpose t numpy_T squeeze unsqueeze
+    movedim select slice narrow flip roll"""
+)
 _TAKEN_APART = _words(
     """aten::gru aten::lstm aten::rnn_tanh aten::rnn_relu
     aten::scaled_dot_product_attention aten::_scaled_dot_product_attention_math"""
@@ -252,42 +257,43 @@ def _factors(node: Node) -> list[Node]:
 
 
 def _is_contracted(node: Node) -> bool:
-    """Whether a product is summed over an axis along which both its factors vary, as a matrix product is.
+    """Whether a product is summed over elements in which both its factors differ, as a matrix product is.
 
     The sum of a square is none: it is a variance or a length, and those are what norms are made of.
     """
     if operation(node) != "mul":
         return False
-    factors = _factors(node)
-    if len(factors) < 2 or factors[0] is factors[1]:
+    factors = [factor.meta["val"].shape for factor in _factors(node)]
+    if len(factors) < 2 or len(set(_factors(node))) < 2:
         return False
-    shared = set.intersection(*(_axes(factor) for factor in factors))
-    return any(shared & _summed_axes(reader) for reader in _readers(node))
+    numbered = (torch.arange(shape.numel()).reshape(shape) for shape in factors)
+    return _adds_up(node, [numbers.expand(node.meta["val"].shape) for numbers in numbered])
 
 
-def _axes(node: Node) -> set[int]:
-    """Along which a value varies, counted from the last, -1, as broadcasting does."""
-    shape = node.meta["val"].shape
-    return {axis - len(shape) for axis, size in enumerate(shape) if size > 1}
+def _adds_up(node: Node, numbers: list[Tensor]) -> bool:
+    """Whether a sum that reads a value, however its elements were moved, adds up different ones of both factors.
+
+    Args:
+        node: the product, or the product moved.
+        numbers: for each of its elements which one of the first factor it is made of, and which of the second.
+    """
+    for user in (user for user in node.users if user.op == "call_function"):
+        name = operation(user)
+        if name in _COPIES and _adds_up(user, numbers):
+            return True
+        if name in _MOVES and _adds_up(user, [_moved(user, node, which) for which in numbers]):
+            return True
+        if name in ("sum", "mean"):
+            named = user.args[1] if len(user.args) > 1 else user.kwargs.get("dim")
+            axes = tuple(named) if isinstance(named, list | tuple) else () if named is None else (named,)
+            if torch.stack([which.amax(axes) != which.amin(axes) for which in numbers]).all(0).any():
+                return True
+    return False
 
 
-def _summed_axes(node: Node) -> set[int]:
-    """That a sum or mean adds up, counted from the last; none of other operations."""
-    if operation(node) not in ("sum", "mean"):
-        return set()
-    rank = len(node.all_input_nodes[0].meta["val"].shape)
-    named = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    axes = range(rank) if named is None or named == [] else named if isinstance(named, list | tuple) else [named]
-    return {axis - rank if axis >= 0 else axis for axis in axes}
-
-
-def _readers(node: Node) -> Iterator[Node]:
-    """What reads a value, itself or a copy of it."""
-    for user in node.users:
-        if user.op == "call_function" and operation(user) in _COPIES:
-            yield from _readers(user)
-        elif user.op == "call_function":
-            yield user
+def _moved(node: Node, source: Node, numbers: Tensor) -> Tensor:
+    args, kwargs = _filled(node, {source: numbers})
+    return _target(node)(*args, **kwargs)
 
 
 def _returned(program: ExportedProgram) -> Iterator[Node]:

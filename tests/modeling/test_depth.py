@@ -155,6 +155,22 @@ def test_products_that_are_summed_are_layers():
     assert numbers(pooled, VECTOR) == (1, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("moved", "layers"),
+    [
+        (lambda y: y.permute(2, 0, 1).sum(0), 1),  # over what was the last axis
+        (lambda y: -y.bfloat16().mT.flatten(1)[:, :4].mean(1), 0),  # of one column of weights, of one input
+        (lambda y: y.flatten(1).sum(1), 1),
+        (lambda y: y.unflatten(2, (2, 2)).sum((1, 3)), 1),
+        (lambda y: y.sum(1), 0),  # over an axis that the input does not have
+    ],
+)
+def test_products_are_followed_to_the_sum_however_they_are_moved(moved, layers):
+    weight = nn.Parameter(torch.randn(4, 4))
+    network = Function(lambda self, x: moved(x.unsqueeze(1) * self.weight), weight=weight)
+    assert audit(network, VECTOR).d1 == layers
+
+
 def test_products_of_activations_that_are_summed_are_layers():
     pair = Function(lambda self, x: (self.a(x)[:, None] * self.b(x)[:, :, None]).sum(1), a=linear(), b=linear())
     depth = audit(Function(lambda self, x: (self.a(x) * self.b(x)).sum(-1), a=linear(), b=linear()), VECTOR)
