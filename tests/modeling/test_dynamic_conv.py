@@ -13,8 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling import ChannelConv2d, ChannelSet
-from modeling.fourier import FourierCode
-from modeling.norms import SubsetBatchNorm2d, affine
+from modeling.norms import SubsetBatchNorm2d
 
 RGB = ("R", "G", "B")
 WAVELENGTHS = {"R": 0.665, "G": 0.56, "B": 0.49}
@@ -110,60 +109,6 @@ def test_described_channels_work_like_known_ones():
     fresh.load_state_dict(module.state_dict())
     fresh.describe("nir", 0.84)
     assert torch.equal(fresh(x, ["nir", "R", "G", "B"]), y)
-
-
-def test_codes_are_of_unit_norm_and_tell_every_quantity_apart():
-    code = FourierCode({"a": (0.5, 10), "b": (0.5, 20), "c": (0.7, 10)})
-    code.add("d", (0.7, 40))
-    codes = code(ChannelSet(tuple("abcd")))
-    assert torch.allclose(codes @ codes.T, torch.eye(4, dtype=codes.dtype), atol=0.3)
-    assert torch.allclose(codes.norm(dim=1), torch.ones(4, dtype=codes.dtype))
-
-
-@pytest.mark.parametrize(
-    ("descriptors", "reason"),
-    [
-        ({"R": 0.6, "G": 0.5}, "given for R, G, the vocabulary is RGB"),
-        ({**WAVELENGTHS, "nir": 0.84}, "vocabulary is RGB.*describe"),
-        ({**WAVELENGTHS, "G": float("nan")}, "'G' is nan; give finite"),
-        ({**WAVELENGTHS, "G": "green"}, "'G' is 'green'; give finite"),
-        ({**WAVELENGTHS, "G": (0.5, 1)}, "'G' has length 2, not 1"),
-        ({**WAVELENGTHS, "R": ()}, r"'R' is \(\); give finite"),
-        ({**WAVELENGTHS, "R": None}, "'R' is None; give finite"),
-        ({**WAVELENGTHS, "R": 0.49}, "'R' and 'B' are both described by 0.49"),
-        ([0.665, 0.56, 0.49], "given by name"),
-    ],
-)
-def test_bad_descriptors_are_refused(descriptors, reason):
-    with pytest.raises(ValueError, match=reason):
-        ChannelConv2d("RGB", 4, 3, descriptors=descriptors)
-
-
-def test_descriptors_may_be_tensors():
-    tensors = {name: torch.tensor(wavelength) for name, wavelength in WAVELENGTHS.items()}
-    assert torch.allclose(
-        FourierCode(tensors)(ChannelSet(RGB)), FourierCode(WAVELENGTHS)(ChannelSet(RGB)), atol=1e-6
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_codes_do_not_depend_on_defaults(dtype):
-    wanted = FourierCode(WAVELENGTHS)(ChannelSet(RGB))
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device("meta"):
-            found = FourierCode(WAVELENGTHS)(ChannelSet(RGB))
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert torch.equal(found, wanted)
-
-
-def test_frequencies_are_what_they_were():
-    """They are not saved: were they others tomorrow, trained weights would mean other kernels."""
-    frequencies = FourierCode({"a": 1.0, "b": 2.0, "c": 4.0, "d": 5.0, "e": 9.0}).frequencies.flatten()
-    wanted = [-0.024893, 0.060123, 0.487783, -0.460511]
-    assert torch.allclose(frequencies[: len(wanted)], torch.tensor(wanted, dtype=torch.float64), atol=1e-6)
-    assert frequencies.abs().max() <= 0.5  # cycles in the median gap, which is 1: not the smallest of all, nor 4
 
 
 def test_channels_are_described_once_and_only_by_descriptors():
@@ -443,54 +388,6 @@ def test_a_single_image_is_refused():
 def test_a_vocabulary_is_names():
     with pytest.raises(ValueError, match=r"names in the order.*3"):
         ChannelConv2d(3, 64, 7)
-
-
-def test_norm_keeps_sets_apart_and_folds():
-    torch.manual_seed(0)
-    norm = SubsetBatchNorm2d(RGB, 4)
-    rg, b = ChannelSet.parse("RG", RGB), ChannelSet.parse("B", RGB)
-    norm.weight.data.uniform_(0.5, 2)
-    before = norm.running_mean.clone()
-    for _ in range(200):
-        norm(5 + 3 * torch.randn(16, 4, 6, 6), rg)
-    changed = (norm.running_mean != before).any(1).nonzero().flatten().tolist()
-    assert changed == [norm.row(rg)]
-    norm.eval()
-    x = 5 + 3 * torch.randn(8, 4, 6, 6)
-    scale, shift = affine(norm.ordinary(rg))
-    assert torch.allclose(norm(x, rg), x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1), atol=1e-5)
-    assert norm(x, rg).mean().abs() < 0.2 < norm(x, b).mean().abs()
-    reference = torch.nn.BatchNorm2d(4)
-    reference.weight.data.copy_(norm.weight[norm.row(b)])
-    assert torch.allclose(norm.train()(x, b), reference(x), atol=1e-5)
-    assert torch.allclose(norm.running_var[norm.row(b)], reference.running_var)
-
-
-def test_large_vocabularies_share_norms_by_size():
-    norm = SubsetBatchNorm2d(tuple("abcdefghij"), 4)
-    assert norm.weight.shape == (10, 4)
-    assert norm.row(ChannelSet.parse("abc", norm.vocabulary)) == norm.row(ChannelSet.parse("hij", norm.vocabulary))
-
-
-def test_norms_by_size_serve_sets_that_no_table_holds():
-    norm = SubsetBatchNorm2d(RGB, 4, by_size=True)
-    assert norm.weight.shape == (3, 4)
-    assert norm.row(ChannelSet(("R", "nir"))) == norm.row(ChannelSet(("G", "B"))) == 1
-    assert norm.row(ChannelSet((*RGB, "nir"))) == 2
-
-
-def test_norms_are_told_sets_by_name_as_convolutions_are():
-    norm = SubsetBatchNorm2d("red+green+nir", 4)
-    assert norm.weight.shape == (7, 4)
-    assert norm.row("nir") == norm.row(["nir"]) == norm.row(ChannelSet(("nir",)))
-    assert norm.row("nir+red") == norm.row("red+nir")
-    by_size = SubsetBatchNorm2d("red+green+nir", 4, by_size=True)
-    assert by_size.row("nir") == 0
-    with pytest.raises(ValueError, match="unknown channel 'blue'"):
-        by_size.row("blue")
-    described = SubsetBatchNorm2d(RGB, 4)
-    with pytest.raises(ValueError, match="'nir' has been described since"):
-        described.row(ChannelSet(("R", "nir")))
 
 
 def test_importing_modeling_needs_torch_alone():
