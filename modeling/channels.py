@@ -54,21 +54,22 @@ class ChannelSet:
         Raises:
             ValueError: empty, a channel given twice, or a channel that the vocabulary lacks.
         """
-        known = cls(tuple(vocabulary))
-        if isinstance(text, str) and known._is_one(text):
-            names: tuple[str, ...] = (text,)
-        else:
-            names = text.names if isinstance(text, ChannelSet) else parse_names(text)
-        for name in names:
+        chosen = cls.read(text, vocabulary)
+        for name in chosen:
             if name not in vocabulary:
-                raise ValueError(f"unknown channel {name!r} in {text!s}; the model knows {known}")
-        return cls(names)
+                raise ValueError(f"unknown channel {name!r} in {text!s}; the model knows {cls(tuple(vocabulary))}")
+        return chosen
 
-    def _is_one(self, text: str) -> bool:
-        """Whether a user's text is the name of one channel, `nir`, known or not, rather than of n, i and r."""
-        long = any(len(name) > 1 for name in self.names)
-        letters = all(letter in self.names for letter in text)
-        return text in self.names or (long and text.isalnum() and not letters)
+    @classmethod
+    def read(cls, text: "str | Sequence[str] | ChannelSet", vocabulary: Vocabulary) -> Self:
+        """A set named by a user, who may know channels that the vocabulary lacks.
+
+        Raises:
+            ValueError: empty, or a channel given twice.
+        """
+        if isinstance(text, str) and _is_one(text, vocabulary):
+            return cls((text,))
+        return cls(text.names if isinstance(text, ChannelSet) else parse_names(text))
 
     @classmethod
     def full(cls, vocabulary: Vocabulary) -> Self:
@@ -118,6 +119,13 @@ class ChannelSet:
 
     def __str__(self) -> str:
         return ("+" if any(len(name) > 1 for name in self.names) else "").join(self.names)
+
+
+def _is_one(text: str, known: Vocabulary) -> bool:
+    """Whether a text names one channel, `nir` or `475`, known or not, rather than n, i and r."""
+    long = text.isdecimal() or any(len(name) > 1 for name in known)
+    letters = all(letter in known for letter in text)
+    return text in known or (long and text.isalnum() and not letters)
 
 
 def check_images(x: Tensor, planes: int, channels: object) -> None:

@@ -46,6 +46,14 @@ def test_an_unknown_channel_with_a_long_name_is_told_by_it(text):
         ChannelSet.parse(text, ("R", "nir"))
 
 
+def test_a_set_may_name_channels_that_are_not_known():
+    assert ChannelSet.read("475", ("R", "G", "B")).names == ("475",)
+    assert ChannelSet.read("475", ("4", "5", "7")).names == ("4", "7", "5")
+    assert ChannelSet.read("R+nir", ("R", "G", "B")).names == ("R", "nir")
+    with pytest.raises(ValueError, match="twice"):
+        ChannelSet.read("RR", ("G", "B"))
+
+
 @pytest.mark.parametrize("names", [{"R", "B"}, frozenset("RB"), [0, 1], 3, None])
 def test_what_is_no_list_of_names_is_refused(names):
     with pytest.raises(ValueError, match="names in the order in which they are stacked"):

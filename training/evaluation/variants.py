@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from modeling.channels import ChannelSet, Vocabulary, parse_names
+from modeling.channels import ChannelSet
 from modeling.network import ChannelNet
 from modeling.norms import SubsetBatchNorm2d
 from training.build import descriptor, load_model
@@ -68,7 +68,7 @@ def networks_for(
     """
     known, stand_ins = model.stem.vocabulary, {}
     try:
-        sets = [ChannelSet(_names(text, known)) for text in channel_sets] or scored_sets(model.stem)
+        sets = [ChannelSet.read(text, known) for text in channel_sets] or scored_sets(model.stem)
         for name in dict.fromkeys(name for chosen in sets for name in chosen if name not in known):
             if unknown == "nearest":
                 stand_ins[name] = min(known, key=lambda other: abs(descriptor(other) - descriptor(name)))
@@ -118,9 +118,3 @@ def say_what_is_sampled(model: ChannelNet, recipe: Recipe, sets: Sequence[Channe
             "are scored: all channels, each alone, and others drawn with seed 0; name others with --channel-sets",
             file=sys.stderr,
         )
-
-
-def _names(text: str, known: Vocabulary) -> tuple[str, ...]:
-    """`RG` is R and G, where those are known; `475` is one band."""
-    one_channel = "+" not in text and any(letter not in known for letter in text)
-    return (text,) if one_channel else ChannelSet(parse_names(text)).names
