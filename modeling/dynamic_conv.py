@@ -128,6 +128,10 @@ class ChannelConv2d(nn.Module):
         self.fourier.add(name, descriptor)
         self.known = (*self.known, *parse_names((name,)))
 
+    def nearest(self, name: str) -> str:
+        """The channel of the vocabulary whose descriptor is nearest to that of a described one."""
+        return self.fourier.nearest(name, self.vocabulary)
+
     def parse(self, channels: Channels = None) -> ChannelSet:
         """The channel set that a user named, all of the vocabulary if None."""
         if channels is None:

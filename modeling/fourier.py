@@ -1,7 +1,7 @@
 """What tells physically described channels apart: Fourier features of their descriptors."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from numbers import Real
 
@@ -37,8 +37,9 @@ class FourierCode:
         vectors = {name: _vector(name, descriptor, self.dimensions) for name, descriptor in descriptors.items()}
         _check_distinct(vectors)
         gaps = [_median_gap(column) for column in zip(*vectors.values(), strict=True)]
-        units = torch.tensor(gaps, dtype=torch.float64, device="cpu")
-        self.frequencies = (_spread(self.FREQUENCIES, self.dimensions).double() - 0.5) / units
+        self.units = torch.tensor(gaps, dtype=torch.float64, device="cpu")
+        self.frequencies = (_spread(self.FREQUENCIES, self.dimensions).double() - 0.5) / self.units
+        self.vectors: dict[str, Tensor] = {}
         self.codes: dict[str, Tensor] = {}
         for name, descriptor in descriptors.items():
             self.add(name, descriptor)
@@ -46,8 +47,15 @@ class FourierCode:
     def add(self, name: str, descriptor: Descriptor) -> None:
         """Make a channel known by its descriptor."""
         vector = torch.tensor(_vector(name, descriptor, self.dimensions), dtype=torch.float64, device="cpu")
+        self.vectors[name] = vector
         phase = 2 * math.pi * self.frequencies @ vector
         self.codes[name] = torch.cat([phase.cos(), phase.sin()]) / math.sqrt(self.FREQUENCIES)
+
+    def nearest(self, name: str, among: Iterable[str]) -> str:
+        """Which of several channels is nearest to one, in median gaps."""
+        return min(
+            among, key=lambda other: ((self.vectors[other] - self.vectors[name]) / self.units).norm().item()
+        )
 
     def __call__(self, channels: ChannelSet) -> Tensor:
         """Codes of a set's channels, |S|×LENGTH in float64 on the CPU."""

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from modeling.channels import ChannelSet, parse_names
 
+Statistics = tuple[Tensor, Tensor]  # mean and variance of each feature, (O,) and (O,)
+
 
 class SubsetBatchNorm2d(nn.Module):
     """BatchNorm with a gain, shift and running statistics of its own for each channel set.
@@ -64,17 +66,23 @@ class SubsetBatchNorm2d(nn.Module):
             return min(len(channels), len(self.vocabulary)) - 1
         if unknown := set(channels) - set(self.vocabulary):
             raise ValueError(
-                f"channel {unknown.pop()!r} has been described since: no norm but one by size has its sets"
+                f"channel {unknown.pop()!r} has been described since: no norm but those by size have its sets"
             )
         return channels.mask(self.vocabulary) - 1
 
-    def forward(self, x: Tensor, channels: str | Sequence[str] | ChannelSet) -> Tensor:
-        """Normalise with the statistics of this channel set."""
+    def forward(
+        self, x: Tensor, channels: str | Sequence[str] | ChannelSet, statistics: Statistics | None = None
+    ) -> Tensor:
+        """Normalise with the statistics of this channel set, at inference with others where they are known."""
         row = self.row(channels)
+        if self.training or statistics is None:
+            mean, var = self.running_mean[row], self.running_var[row]
+        else:
+            mean, var = (value.to(self.weight.dtype) for value in statistics)
         return F.batch_norm(
             x,
-            self.running_mean[row],
-            self.running_var[row],
+            mean,
+            var,
             self.weight[row],
             self.bias[row],
             self.training,
@@ -83,12 +91,17 @@ class SubsetBatchNorm2d(nn.Module):
         )
 
     @torch.no_grad()
-    def ordinary(self, channels: str | Sequence[str] | ChannelSet) -> nn.BatchNorm2d:
+    def ordinary(
+        self, channels: str | Sequence[str] | ChannelSet, statistics: Statistics | None = None
+    ) -> nn.BatchNorm2d:
         """An ordinary BatchNorm that computes the same for this channel set; it shares no memory."""
         row = self.row(channels)
         norm = nn.BatchNorm2d(self.weight.shape[1], self.eps, self.momentum).to(self.weight)
         for name in ("weight", "bias", "running_mean", "running_var"):
             getattr(norm, name).copy_(getattr(self, name)[row])
+        if statistics is not None:
+            norm.running_mean.copy_(statistics[0])
+            norm.running_var.copy_(statistics[1])
         return norm.train(self.training)
 
 

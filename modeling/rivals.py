@@ -275,9 +275,13 @@ class AttentionStem(KernelStem):
     Source: Chen et al., "Dynamic Convolution: Attention over Convolution Kernels", arXiv 1912.03458, §3.
 
     Args:
-        vocabulary, shape, norm: see `KernelStem`.
+        vocabulary, shape: see `KernelStem`.
+        norm: the same, but for "moments".
         templates: M.
         hidden: width of the attention's MLP.
+
+    Raises:
+        ValueError: a norm by moments.
     """
 
     START = 30.0  # temperature
@@ -291,6 +295,8 @@ class AttentionStem(KernelStem):
         templates: int = 8,
         hidden: int = 16,
     ) -> None:
+        if norm == "moments":
+            raise ValueError("kernels that are mixed for each image have no statistics that moments would tell")
         super().__init__(vocabulary, shape, norm)
         # M·O filters of one template each are O filters of M templates whose sum has been left to the attention.
         count = templates * shape.features

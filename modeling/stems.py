@@ -18,10 +18,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from modeling.channels import ChannelSet, Vocabulary, check_images, parse_names
 from modeling.dynamic_conv import ChannelConv2d, Channels
 from modeling.fourier import Descriptor
+from modeling.moments import InputMoments
 from modeling.norms import SharedBatchNorm2d, SubsetBatchNorm2d
 from modeling.precision import like
 
-Norm = Literal["per-set", "per-size", "shared"]
+Norm = Literal["per-set", "per-size", "moments", "shared"]
 Gain = Literal["sqrt", "linear", "none"]
 
 
@@ -66,12 +67,20 @@ class Stem(nn.Module, ABC):
 
     def unfolded(self, channels: ChannelSet) -> nn.Sequential:
         """The same with the norm behind them, for whoever wants to change its statistics."""
-        return nn.Sequential(OrderedDict(conv=self.plain(channels), norm=self.norm.ordinary(channels))).eval()
+        return nn.Sequential(OrderedDict(conv=self.plain(channels), norm=self.ordinary_norm(channels))).eval()
+
+    def ordinary_norm(self, channels: ChannelSet) -> nn.BatchNorm2d:
+        """An ordinary BatchNorm that does what the norm does for one channel set; it shares no memory with it."""
+        return self.norm.ordinary(channels)
+
+    def normalise(self, features: Tensor, channels: ChannelSet) -> Tensor:
+        """The norm behind the convolution."""
+        return self.norm(features, channels)
 
     def forward(self, x: Tensor, channels: Channels = None) -> Tensor:
         """Features of an input whose channels are `channels`, all of the vocabulary if None."""
         chosen = self.parse(channels)
-        return self.norm(self.convolve(x, chosen), chosen)
+        return self.normalise(self.convolve(x, chosen), chosen)
 
     def groups(self, parts: Sequence[Tensor], sets: Sequence[ChannelSet]) -> Tensor:
         """Features of several groups, each with a channel set of its own, as one batch in their order.
@@ -86,7 +95,7 @@ class Stem(nn.Module, ABC):
         features = [self.convolve(part, chosen) for part, chosen in zip(parts, sets, strict=True)]
         if isinstance(self.norm, SharedBatchNorm2d):
             return self.norm(torch.cat(features))
-        return torch.cat([self.norm(part, chosen) for part, chosen in zip(features, sets, strict=True)])
+        return torch.cat([self.normalise(part, chosen) for part, chosen in zip(features, sets, strict=True)])
 
     def sets(self) -> list[ChannelSet]:
         """All channel sets that the stem takes, largest first."""
@@ -132,7 +141,9 @@ class KernelStem(Stem):
         vocabulary: channels that the stem knows.
         shape: features O, kernel k and stride.
         norm: "per-set" keeps gain, shift and statistics for every channel set, "per-size" for all sets of one size
-            together, so that it has some for sets that training never saw; "shared" is one BatchNorm for all.
+            together; "moments" keeps gain and shift for each size, and works out the statistics of any set, also
+            one that training never saw, from the kernel and the moments of the images; "shared" is one BatchNorm
+            for all.
     """
 
     def __init__(self, vocabulary: Vocabulary, shape: StemShape, norm: Norm = "per-set") -> None:
@@ -141,14 +152,32 @@ class KernelStem(Stem):
         self.norm = (
             SharedBatchNorm2d(shape.features)
             if norm == "shared"
-            else SubsetBatchNorm2d(vocabulary, shape.features, by_size=norm == "per-size")
+            else SubsetBatchNorm2d(vocabulary, shape.features, by_size=norm in ("per-size", "moments"))
+        )
+        padding = shape.kernel_size // 2
+        self.moments = (
+            InputMoments(vocabulary, shape.kernel_size, shape.stride, padding) if norm == "moments" else None
         )
 
     def convolve(self, x: Tensor, channels: ChannelSet) -> Tensor:
         """Convolve with the set's kernel, without the norm."""
         kernel = self.kernel(channels)
         check_images(x, len(channels), channels)
+        if self.moments is not None and self.training:
+            self.moments.update(x, channels)
         return F.conv2d(x, like(kernel, x), stride=self.stride, padding=kernel.shape[-1] // 2)
+
+    def normalise(self, features: Tensor, channels: ChannelSet) -> Tensor:
+        """The norm, at inference with the statistics that follow from the moments, if there are such."""
+        if self.moments is None or self.training:
+            return self.norm(features, channels)
+        return self.norm(features, channels, self.moments.statistics(self.kernel(channels), channels))
+
+    def ordinary_norm(self, channels: ChannelSet) -> nn.BatchNorm2d:
+        """The same as an ordinary BatchNorm."""
+        if self.moments is None:
+            return self.norm.ordinary(channels)
+        return self.norm.ordinary(channels, self.moments.statistics(self.kernel(channels), channels))
 
     @torch.no_grad()
     def plain(self, channels: ChannelSet) -> nn.Conv2d:
@@ -161,7 +190,7 @@ class KernelStem(Stem):
 
     def materialize(self, channels: ChannelSet) -> nn.Conv2d:
         """A plain `nn.Conv2d` on |S| channels with the norm folded in."""
-        return fuse_conv_bn_eval(self.plain(channels), self.norm.ordinary(channels).eval())
+        return fuse_conv_bn_eval(self.plain(channels), self.ordinary_norm(channels).eval())
 
 
 class AnyChannelStem(KernelStem):
@@ -206,8 +235,13 @@ class AnyChannelStem(KernelStem):
         return self.conv.parse(channels)
 
     def describe(self, name: str, descriptor: Descriptor) -> None:
-        """Make a channel outside the vocabulary known by its descriptor, see `ChannelConv2d.describe`."""
+        """Make a channel outside the vocabulary known by its descriptor, see `ChannelConv2d.describe`.
+
+        Its moments are taken to be those of the vocabulary's nearest channel.
+        """
         self.conv.describe(name, descriptor)
+        if self.moments is not None:
+            self.moments.describe(name, self.conv.nearest(name))
 
     def kernel(self, channels: ChannelSet) -> Tensor:
         """The generated kernel, O×|S|×k×k, with this stem's gain in place of the convolution's own √(C0/|S|)."""

@@ -105,8 +105,9 @@ class Model:
     fill: Literal["black", "mean"] = "black"
     """What the zero-fill stem puts for a missing channel: a black image, or the channel's mean."""
     norm: Norm = "per-set"
-    """BatchNorm of the stem: one per channel set; one per number of channels, which serves sets that training
-    never saw; or one shared by all. Zero-fill, zero-fill-rescaled, repeat and plain always share one."""
+    """BatchNorm of the stem: one per channel set; one per number of channels; the latter with statistics of any
+    set, also of those that training never saw, by the moments of the images; or one shared by all. Zero-fill,
+    zero-fill-rescaled, repeat and plain always share one, and the attention stem has no moments."""
     embedding: Literal["ids", "wavelengths"] = "ids"
     """What the any-channel stem makes a channel's kernel from: something learned for each, or a function of its
     wavelength, so that it takes channels that training never saw."""

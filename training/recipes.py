@@ -79,7 +79,7 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
     ),
     "spectral": (
         "Six synthetic bands, trained on ten sets of them: what becomes of other sets, and of other bands?",
-        _small("spectral", _CAMERAS, body="resnet10", vocabulary=_BANDS, norm="per-size"),
+        _small("spectral", _CAMERAS, body="resnet10", vocabulary=_BANDS, norm="moments"),
     ),
     "mini-imagenet": (
         "Any-channel ResNet-34 on all of mini-ImageNet at 84 px; wants a GPU.",

@@ -42,6 +42,7 @@ STEMS = {
 SWITCHES = {  # other ways to build one of them
     "any-channel, shared norm": lambda *shape: AnyChannelStem(*shape, norm="shared"),
     "any-channel, norm per size": lambda *shape: AnyChannelStem(*shape, norm="per-size"),
+    "any-channel, norm by moments": lambda *shape: AnyChannelStem(*shape, norm="moments"),
     "any-channel, wavelengths": lambda names, *shape: AnyChannelStem(
         names, *shape, descriptors={name: 0.45 + 0.05 * i for i, name in enumerate(names)}
     ),
@@ -502,7 +503,7 @@ def test_a_stem_of_wavelengths_takes_bands_and_sets_it_never_saw():
 def test_a_norm_for_each_set_has_none_for_described_channels():
     stem = AnyChannelStem(RGB, StemShape(12, 5, 2), descriptors=WAVELENGTHS)
     stem.describe("500", 0.5)
-    with pytest.raises(ValueError, match="no norm but one by size"):
+    with pytest.raises(ValueError, match="no norm but those by size"):
         stem(torch.randn(2, 1, 16, 16), stem.parse(["500"]))
 
 

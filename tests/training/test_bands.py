@@ -22,7 +22,7 @@ def band_run(data_dir, tmp_path, program):
 
     def train(embedding):
         run_dir = tmp_path / embedding
-        flags = ["--model.vocabulary", VOCABULARY, "--model.norm", "per-size", "--model.embedding", embedding]
+        flags = ["--model.vocabulary", VOCABULARY, "--model.norm", "moments", "--model.embedding", embedding]
         words = [*flags, "--schedule.channel-sets", SETS]
         assert program("train", *train_args(data_dir, run_dir, *words)) == 0
         return run_dir

@@ -80,7 +80,7 @@ def networks_for(
     except ValueError as error:
         raise ConfigError(
             f"--channel-sets {' '.join(channel_sets)}: {error}; bands that training never saw need a model "
-            "of --model.embedding wavelengths and --model.norm per-size, or --unknown nearest here"
+            "of --model.embedding wavelengths and --model.norm moments, or --unknown nearest here"
         ) from None
 
 
@@ -105,7 +105,7 @@ def say_what_has_no_norm(model: ChannelNet, recipe: Recipe, sets: Iterable[Chann
         if strange:
             print(
                 f"note: {recipe.name} was not trained on {' '.join(strange)}, and its norm for each set has no "
-                "statistics of them; --model.norm per-size has",
+                "statistics of them; --model.norm moments has",
                 file=sys.stderr,
             )
 
