@@ -66,7 +66,7 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
         _part("resnet18-part-naive", "zero-fill", "full"),
     ),
     "resnet10-part": (
-        "The same, small enough to compare many stems: ResNet-10; a quarter of an hour on an idle CPU core.",
+        "The same, small enough to compare many stems: ResNet-10; some twenty minutes on a CPU core.",
         _small("resnet10-part", "sandwich", body="resnet10"),
     ),
     "resnet10-part-naive": (
@@ -74,7 +74,7 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
         _small("resnet10-part-naive", "full", body="resnet10", stem="zero-fill"),
     ),
     "resnet34-part": (
-        "ResNet-34 on all channels, to compare two-layer networks with: --model.body; over an hour on a CPU core.",
+        "ResNet-34 on all channels, to compare two-layer networks with: --model.body; up to two hours on a CPU core.",
         _small("resnet34-part", "full", body="resnet34"),
     ),
     "spectral": (

@@ -107,6 +107,23 @@ def test_moments_keep_their_precision():
     assert torch.equal(empty.second, low.second)
 
 
+def test_moments_are_exact_under_autocast():
+    low, exact, x = InputMoments("RGB", 3, 1, 0), InputMoments("RGB", 3, 1, 0), 5 + 0.01 * images(4)
+    kernel = torch.randn(5, 3, 3, 3)
+    exact.update(x, ChannelSet(RGB))
+    with torch.autocast("cpu", torch.bfloat16):
+        low.update(x, ChannelSet(RGB))
+        assert torch.equal(low.second, exact.second)
+        found = low.statistics(kernel, ChannelSet(RGB))
+    assert_alike(found, exact.statistics(kernel, ChannelSet(RGB)))
+
+
+def test_images_without_contrast_have_no_negative_variance():
+    moments = InputMoments("RGB", 3, 1, 0)
+    moments.update(torch.full((4, 3, 9, 9), 333.3), ChannelSet(RGB))
+    assert moments.statistics(torch.randn(99, 3, 3, 3), ChannelSet(RGB))[1].min() >= 0
+
+
 def test_channels_outside_the_vocabulary():
     moments = InputMoments("RGB", 3, 1, 1)
     with pytest.raises(ValueError, match="unknown channel 'nir'"):
