@@ -16,7 +16,8 @@ class SubsetBatchNorm2d(nn.Module):
 
     A luminance filter needs 2.85 times its gain on R alone and an opponent filter half, so one gain for all
     sets cannot serve. Up to `MAX_TABLE` channels every set has a row; beyond, sets of one size share a row. The
-    rows are slices of single tensors, so that under DDP every parameter takes part in every step.
+    rows are slices of single tensors, so that under DDP every parameter takes part in every step. Sets that were
+    never seen have statistics where `modeling.moments.InputMoments` works them out.
 
     Like `nn.BatchNorm2d` it takes the statistics of each rank's own images, and DDP hands on those of the first;
     `nn.SyncBatchNorm.convert_sync_batchnorm` leaves it as it is. Give all ranks the same channel set in a step, or

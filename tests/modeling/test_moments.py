@@ -165,6 +165,17 @@ def test_statistics_are_those_of_the_kernel_as_it_is_now():
     assert (y.std((0, 2, 3)) - 1).abs().max() < 0.15
 
 
+def test_compiled_training_counts_the_same():
+    torch.manual_seed(0)
+    stem = AnyChannelStem(RGB, StemShape(8, 5, 2), norm="moments")
+    eager, compiled = copy.deepcopy(stem), torch.compile(stem, fullgraph=True, backend="aot_eager")
+    for chosen in (ChannelSet(RGB), ChannelSet(("B", "R"))):
+        x = chosen.select(images(4, size=24), RGB)
+        assert torch.allclose(compiled(x, chosen), eager(x, chosen), atol=1e-5)
+    for name, buffer in eager.moments.named_buffers():
+        assert torch.allclose(stem.moments.get_buffer(name), buffer)
+
+
 def test_groups_of_a_batch_are_seen_each_by_its_set():
     stem = stem_of(AnyChannelStem).train()
     sets, x = [ChannelSet(("R",)), ChannelSet(("R", "B"))], images(8, size=24)
