@@ -74,7 +74,7 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
         _small("resnet10-part-naive", "full", body="resnet10", stem="zero-fill"),
     ),
     "resnet34-part": (
-        "ResNet-34 on all channels, to compare two-layer networks with: --model.body; up to two hours on a CPU core.",
+        "ResNet-34 on all channels, to compare two-layer networks with: --model.body; up to two hours on a core.",
         _small("resnet34-part", "full", body="resnet34"),
     ),
     "spectral": (
