@@ -22,7 +22,7 @@ from training.config import ConfigError
 from training.records import read_record, told_apart
 from training.reporting.answers import Record, check_same_images
 from training.reporting.canvas import on_white
-from training.reporting.figures import accuracy_by_cost, accuracy_by_set
+from training.reporting.figures import accuracy_by_cost, accuracy_by_set, accuracy_of_new_sets
 from training.reporting.page import page
 from training.reporting.pdf import find_browser, print_page
 from training.reporting.sections import sections, summary
@@ -49,8 +49,9 @@ class Report:
     """Print the page as PDF too, beside it; wants Chromium or Chrome."""
     figure: Path | None = None
     """Instead of a page: write a picture to this SVG file."""
-    of: Literal["sets", "networks"] = "sets"
-    """What the picture shows: accuracy by channel set, or accuracy of networks against their depth and cost."""
+    of: Literal["sets", "bands", "networks"] = "sets"
+    """What the picture shows: accuracy by channel set; on sets that training knew and on others; or accuracy of
+    networks against their depth and cost."""
     update: Path | None = None
     """Instead of a page: make the tables in this Markdown file anew, each between the lines
     <!-- results: RECORD RECORD… --> and <!-- /results -->; records are named relative to the file. Instead of
@@ -119,6 +120,7 @@ def _write_page(job: Report, records: Sequence[Record]) -> None:
 
 _FIGURES = {  # and the kinds of records that they show
     "sets": (accuracy_by_set, ("sweep",)),
+    "bands": (accuracy_of_new_sets, ("sweep",)),
     "networks": (accuracy_by_cost, ("sweep", "benchmark networks")),
 }
 _TITLE = "Any set of channels"

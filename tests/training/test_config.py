@@ -158,7 +158,7 @@ def test_every_optimizer_lowers_a_loss(name):
     losses = []
     for _ in range(6):
         loss = nn.functional.cross_entropy(model(images), labels)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

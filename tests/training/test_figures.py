@@ -6,7 +6,7 @@ import re
 import pytest
 from sweeps import made_up
 
-from training.reporting.figures import accuracy_by_cost, accuracy_by_set, costs_of
+from training.reporting.figures import accuracy_by_cost, accuracy_by_set, accuracy_of_new_sets, costs_of
 
 DEPTHS = {"deep": {"d1": 34, "d2": 34}, "flat": {"d1": 4, "d2": 4}}
 
@@ -46,6 +46,20 @@ def test_more_sets_than_fit_in_a_row():
     assert [text for text in texts(svg) if text in sets] == sets
 
 
+def test_a_point_for_each_set_by_what_training_knew_of_it():
+    trained = {"trained_on": ["RGB", "R"]}
+    known, other = made_up("ours", **trained), made_up("rival", seed=1, **trained)
+    near = made_up("ours, nearest", ["475", "475+530"], seed=2, stand_ins={"475": "R"}, **trained)
+    svg = accuracy_of_new_sets([known, near, other])
+    assert [text for text in texts(svg) if text in ("ours", "rival")] == ["ours", "rival"]
+    groups = [
+        group.count("<use") for group in re.findall(r'<g clip-path="[^"]*">\s*((?:<use[^>]*/>\s*)+)</g>', svg)
+    ]
+    assert groups == [2, 5, 2, 2, 5]
+    told = [text for text in texts(svg) if "sets" in text or "nearest" in text]
+    assert told == ["sets trained on", "other sets of these bands", "those, by the nearest band"]
+
+
 def test_models_that_saw_other_images_share_no_picture(tmp_path, program, capsys):
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     for file, print_ in zip(files, ("one", "other"), strict=True):
@@ -82,7 +96,7 @@ def test_a_benchmark_of_other_networks_is_refused():
         accuracy_by_cost([network("deep"), network("flat"), speeds(deep=50.0, other=90.0)])
 
 
-@pytest.mark.parametrize("of", ["sets", "networks"])
+@pytest.mark.parametrize("of", ["sets", "bands", "networks"])
 def test_records_that_a_picture_does_not_show_are_refused(of, tmp_path, program, capsys):
     timed, good = tmp_path / "timed.json", tmp_path / "good.json"
     timed.write_text(json.dumps(speeds(deep=50.0) | {"format": 1, "name": "timed"}))

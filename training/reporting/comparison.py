@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from modeling.channels import ChannelSet, parse_names
 from training.evaluation.metrics import Z, mcnemar
 from training.reporting.answers import (
     EXPERTS,
@@ -22,6 +23,7 @@ from training.reporting.answers import (
 from training.reporting.blocks import Rows
 
 RESAMPLES = 2000
+KINDS = ("sets trained on", "other sets of these bands", "sets with other bands", "those, by the nearest band")
 
 
 def paired_rows(records: Records) -> Rows:
@@ -117,23 +119,42 @@ def band_rows(records: Records) -> Rows:
     Records of one model stand one after the other, and share a row.
     """
     check_same_images(records)
-    kinds = ("sets trained on", "other sets of these bands", "sets with other bands", "those, by the nearest band")
-    rows: dict[str, list[str]] = {}
+    rows: dict[str, dict[str, str]] = {}
     counts: dict[str, int] = {}
     for record in records:
-        model = record["name"].removesuffix(", nearest")
-        row = rows.setdefault(model, ["–"] * len(kinds))
-        for kind, sets in _kinds_of_sets(record).items():
+        row = rows.setdefault(model_of(record), {})
+        for kind, sets in kinds_of_sets(record).items():
             mean = np.mean([answers(record)[s] for s in sets], axis=0)
             row[kind] = f"{100 * mean.mean():.1f} ± {100 * half_interval(mean):.1f}"
-            counts[kinds[kind]] = len(sets)
-    head = ["mean top-1 %", *(f"{counts.get(kind, 0)} {kind}" for kind in kinds)]
-    return [head, *([name, *row] for name, row in rows.items())]
+            counts[kind] = len(sets)
+    head = ["mean top-1 %", *(f"{counts.get(kind, 0)} {kind}" for kind in KINDS)]
+    return [head, *([name, *(row.get(kind, "–") for kind in KINDS)] for name, row in rows.items())]
 
 
 def band_note(records: Records) -> str:
     """What a reader must know to read the table of bands."""
     return f"Means over channel sets, on {_images(records)}, with 95 % intervals from the spread over images."
+
+
+def model_of(record: Record) -> str:
+    """The name of a model, whatever it took unknown bands for."""
+    return record["name"].removesuffix(", nearest")
+
+
+def kinds_of_sets(record: Record) -> dict[str, list[str]]:
+    """The channel sets of a record by what training knew of them, see `KINDS`."""
+    known = parse_names(record["recipe"]["model"]["vocabulary"])
+    trained, others, new, nearest = KINDS
+    found: dict[str, list[str]] = {}
+    for name in record["scores"]:
+        if name in record["trained_on"]:
+            kind = trained
+        elif set(ChannelSet.read(name, known)) <= set(known):
+            kind = others
+        else:
+            kind = nearest if record["stand_ins"] else new
+        found.setdefault(kind, []).append(name)
+    return found
 
 
 def with_experts(records: Iterable[Record]) -> dict[str, Answers]:
@@ -162,21 +183,6 @@ def ratio_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 def _images(records: Records) -> str:
     return f"{records[0]['images']} {records[0]['split']} images"
-
-
-def _kinds_of_sets(record: Record) -> dict[int, list[str]]:
-    """The channel sets of a record by the column that they belong to."""
-    known = set(record["recipe"]["model"]["vocabulary"].split("+"))
-    found: dict[int, list[str]] = {}
-    for name in record["scores"]:
-        if name in record["trained_on"]:
-            kind = 0
-        elif set(name.split("+")) <= known:
-            kind = 1
-        else:
-            kind = 3 if record["stand_ins"] else 2
-        found.setdefault(kind, []).append(name)
-    return found
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from pipelines.errors import DataError
 from training.reporting.answers import all_sets, scores_by_model
 from training.reporting.canvas import SCALE, Axes, AxesImage, Figure, LogNorm, Normalize, Rectangle, style, svg
+from training.reporting.comparison import KINDS, kinds_of_sets, model_of
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
 Models = Mapping[str, Mapping[str, Mapping[str, float]]]  # score rows by model and channel set
@@ -108,6 +109,30 @@ def accuracy_by_cost(records: Sequence[dict[str, Any]]) -> str:
         figure.legend(
             *axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
         )
+        return svg(figure)
+
+
+def accuracy_of_new_sets(records: Sequence[dict[str, Any]]) -> str:
+    """Top-1 accuracy on every channel set by what training knew of it: a point for each set, a line at their mean.
+
+    Records of one model share a row.
+    """
+    models = list(dict.fromkeys(map(model_of, records)))
+    with style():
+        figure = Figure(figsize=(8, 0.8 + 0.62 * len(models)), layout="constrained")
+        axes = figure.add_subplot()
+        for record in records:
+            for kind, names in kinds_of_sets(record).items():
+                i = KINDS.index(kind)
+                y = models.index(model_of(record)) + 0.2 * (i - 1.5)
+                points = [100 * record["scores"][name]["accuracy"] for name in names]
+                axes.plot(points, [y] * len(points), "o", markersize=3, alpha=0.6, color=COLOURS[i], label=kind)
+                axes.plot([sum(points) / len(points)] * 2, [y - 0.09, y + 0.09], color=COLOURS[i], linewidth=2)
+        axes.set_yticks(range(len(models)), models)
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{records[0]['split']} top-1 accuracy, %")
+        told = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(told.values(), told.keys(), loc="outside lower center", ncols=4, frameon=False)
         return svg(figure)
 
 
