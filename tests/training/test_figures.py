@@ -60,6 +60,14 @@ def test_a_point_for_each_set_by_what_training_knew_of_it():
     assert told == ["sets trained on", "other sets of these bands", "those, by the nearest band"]
 
 
+def test_records_of_one_model_share_a_row(tmp_path, program):
+    files = [tmp_path / name for name in ("a.json", "b.json")]
+    for file, sets in zip(files, (["RGB", "R"], ["475"]), strict=True):
+        file.write_text(json.dumps(made_up("ours", sets)))
+    assert program("report", *files, "--figure", tmp_path / "c.svg", "--of", "bands") == 0
+    assert [text for text in texts((tmp_path / "c.svg").read_text()) if "ours" in text] == ["ours"]
+
+
 def test_models_that_saw_other_images_share_no_picture(tmp_path, program, capsys):
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     for file, print_ in zip(files, ("one", "other"), strict=True):

@@ -119,7 +119,7 @@ def accuracy_of_new_sets(records: Sequence[dict[str, Any]]) -> str:
     """
     models = list(dict.fromkeys(map(model_of, records)))
     with style():
-        figure = Figure(figsize=(8, 0.8 + 0.62 * len(models)), layout="constrained")
+        figure = Figure(figsize=(8, 1 + 0.6 * len(models)), layout="constrained")
         axes = figure.add_subplot()
         for record in records:
             for kind, names in kinds_of_sets(record).items():
@@ -132,7 +132,7 @@ def accuracy_of_new_sets(records: Sequence[dict[str, Any]]) -> str:
         axes.invert_yaxis()
         axes.set_xlabel(f"{records[0]['split']} top-1 accuracy, %")
         told = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        figure.legend(told.values(), told.keys(), loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(told.values(), told.keys(), loc="outside lower center", ncols=2, frameon=False)
         return svg(figure)
 
 
