@@ -108,7 +108,8 @@ def test_bands_are_told_apart_by_what_training_saw():
     near = record(
         "b, nearest", {"475": 50}, trained_on=["450+530"], recipe={"model": model}, stand_ins={"475": "450"}
     )
-    rows = band_rows([seen, other, near])
+    rival = record("r", {"450": 90, "530": 70}, trained_on=["450+530"], recipe={"model": model})
+    rows = band_rows([seen, other, near, rival])
     assert rows[0][1:] == [
         "1 sets trained on",
         "2 other sets of these bands",
@@ -116,7 +117,9 @@ def test_bands_are_told_apart_by_what_training_saw():
         "1 those, by the nearest band",
     ]
     assert [cell.split()[0] for cell in rows[1]] == ["b", "90.0", "45.0", "30.0", "25.0"]
-    assert len(rows) == 2
+    assert len(rows) == 3
+    spread = 100 * half_interval(np.array([0.0] * (N - 20) + [-0.5] * 20))
+    assert rows[2] == ["r", "–", f"40.0 (−5.0 ± {spread:.1f})", "–", "–"]
 
 
 def test_comparisons_refuse_other_images_and_records_without_answers():

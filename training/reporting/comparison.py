@@ -116,24 +116,32 @@ def network_note(records: Records) -> str:
 def band_rows(records: Records) -> Rows:
     """Per model: mean accuracy over the sets it was trained on, other sets of these bands, and sets of others.
 
-    Records of one model stand one after the other, and share a row.
+    Models but the first come with their difference from it on these sets. Records of one model share a row.
     """
     check_same_images(records)
     rows: dict[str, dict[str, str]] = {}
-    counts: dict[str, int] = {}
+    first: dict[str, tuple[list[str], np.ndarray]] = {}  # its sets of a kind, and how many it got right per image
     for record in records:
-        row = rows.setdefault(model_of(record), {})
+        model = model_of(record)
         for kind, sets in kinds_of_sets(record).items():
             mean = np.mean([answers(record)[s] for s in sets], axis=0)
-            row[kind] = f"{100 * mean.mean():.1f} ± {100 * half_interval(mean):.1f}"
-            counts[kind] = len(sets)
-    head = ["mean top-1 %", *(f"{counts.get(kind, 0)} {kind}" for kind in KINDS)]
+            cell = f"{100 * mean.mean():.1f} ± {100 * half_interval(mean):.1f}"
+            if model == model_of(records[0]):
+                first[kind] = sets, mean
+            elif kind in first and set(first[kind][0]) == set(sets):
+                away = mean - first[kind][1]
+                cell = f"{100 * mean.mean():.1f} ({_points(away.mean())} ± {100 * half_interval(away):.1f})"
+            rows.setdefault(model, {})[kind] = cell
+    head = ["mean top-1 %", *(f"{len(first[kind][0])} {kind}" if kind in first else kind for kind in KINDS)]
     return [head, *([name, *(row.get(kind, "–") for kind in KINDS)] for name, row in rows.items())]
 
 
 def band_note(records: Records) -> str:
     """What a reader must know to read the table of bands."""
-    return f"Means over channel sets, on {_images(records)}, with 95 % intervals from the spread over images."
+    return (
+        f"Means over channel sets, on {_images(records)}, with 95 % intervals from the spread over images; in "
+        f"brackets the difference from {records[0]['name']} on the same sets and images, in percentage points."
+    )
 
 
 def model_of(record: Record) -> str:
