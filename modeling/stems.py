@@ -169,7 +169,7 @@ class KernelStem(Stem):
 
     def normalise(self, features: Tensor, channels: ChannelSet) -> Tensor:
         """The norm, at inference with the statistics that follow from the moments, if there are such."""
-        if self.moments is None or self.training:
+        if self.moments is None or self.norm.training:
             return self.norm(features, channels)
         return self.norm(features, channels, self.moments.statistics(self.kernel(channels), channels))
 

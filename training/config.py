@@ -151,6 +151,8 @@ class Model:
         for flag, given in flags.items():
             if given and self.stem != "any-channel":
                 raise ConfigError(f"--model.{flag} is for --model.stem any-channel, not {self.stem}; leave it out")
+        if self.norm == "moments" and self.stem == "attention":
+            raise ConfigError("--model.norm moments is for stems with one kernel for a set, not attention")
 
     def _check_flags_of_bodies(self) -> None:
         """Refuse what this body would ignore, and numbers that no body can have."""

@@ -81,7 +81,58 @@ def test_a_batch_is_seen_by_a_few_of_its_images():
     x = images(9)
     moments.update(x.half().contiguous(memory_format=torch.channels_last), ChannelSet(RGB))
     few.update(x[: InputMoments.IMAGES].half(), ChannelSet(RGB))
-    assert torch.allclose(moments.second, few.second, atol=1e-5)
+    assert torch.allclose(moments.covariance, few.covariance, atol=1e-5)
+
+
+def test_cameras_of_different_contrast_and_brightness():
+    """Opposed channels, whose answer is a small difference: moments of different images must not be mixed."""
+    moments = InputMoments("RGB", 3, 1, 0)
+    cameras = {"RG": (1, 0.5), "GB": (0.6, -1), "BR": (0.6, 1.5)}
+    x = {name: brightness + contrast * images(40) for name, (contrast, brightness) in cameras.items()}
+    parts = {name: ChannelSet.parse(name, RGB).select(x[name], RGB) for name in cameras}
+    for i in range(10):
+        for name, part in parts.items():
+            moments.update(part[4 * i : 4 * i + 4], ChannelSet(tuple(name)))
+    opposed = torch.randn(64, 1, 3, 3)
+    opposed = torch.cat([opposed, -opposed], 1)
+    for name, part in parts.items():
+        _, var = moments.statistics(opposed, ChannelSet(tuple(name)))
+        ratio = measured(part, opposed, 1, 0)[1] / var
+        assert 0.99 < ratio.min() < ratio.max() < 1.01, name
+
+
+def test_pairs_that_were_never_seen():
+    moments, x = InputMoments("RGB", 3, 1, 0), 2 + images(40)
+    for i in range(10):
+        for name in ("RG", "GB"):
+            moments.update(ChannelSet(tuple(name)).select(x[4 * i : 4 * i + 4], RGB), ChannelSet(tuple(name)))
+    assert moments.unseen(ChannelSet(RGB)) == [("R", "B")]
+    assert moments.unseen(ChannelSet(("B", "G"))) == []
+    kernel = torch.randn(256, 3, 3, 3)
+    _, var = moments.statistics(kernel, ChannelSet(RGB))
+    wanted = measured(x, kernel, 1, 0)[1]
+    assert (wanted / var).max() < 100  # of which the root is what an activation can be too large by
+    _, apart = moments.statistics(kernel[:, :2], ChannelSet(("R", "B")))
+    alone = sum(moments.statistics(kernel[:, i : i + 1], ChannelSet((name,)))[1] for i, name in enumerate("RB"))
+    assert torch.allclose(apart, alone, rtol=1e-3)
+
+
+def test_no_image_changes_nothing():
+    moments = InputMoments("RGB", 3, 1, 0)
+    moments.update(images(4), ChannelSet(RGB))
+    before = copy.deepcopy(moments.state_dict())
+    moments.update(images(4)[:0], ChannelSet(RGB))
+    assert all(torch.equal(value, before[name]) for name, value in moments.state_dict().items())
+    assert list(before) == ["mean", "own", "covariance", "count"]  # all of it is saved, so that a run can go on
+
+
+def test_inference_answers_as_training_did_on_the_same_images():
+    torch.manual_seed(0)
+    stem, x = AnyChannelStem(RGB, StemShape(8, 5, 2), norm="moments"), images(4, size=24)
+    for chosen in (ChannelSet(RGB), ChannelSet(("B", "R"))):
+        stem.train()
+        trained = stem(chosen.select(x, RGB), chosen)
+        assert torch.allclose(stem.eval()(chosen.select(x, RGB), chosen), trained, atol=1e-4)
 
 
 def test_before_any_image_they_are_those_of_white_noise():
@@ -97,14 +148,14 @@ def test_moments_keep_their_precision():
     moments.update(x, ChannelSet(("R",)))
     edge = torch.tensor([[[[-1.0, 0, 1]] * 3]])
     low = copy.deepcopy(moments).bfloat16()
-    assert low.second.dtype == torch.float32
+    assert low.covariance.dtype == torch.float32
     _, var = low.statistics(edge.bfloat16(), ChannelSet(("R",)))
     assert torch.allclose(var, measured(x, edge, 1, 0)[1], rtol=0.02)
-    assert moments.double().second.dtype == torch.float64
+    assert moments.double().covariance.dtype == torch.float64
     with torch.device("meta"):
         empty = InputMoments("R", 3, 1, 0).half()
     empty.to_empty(device="cpu").load_state_dict(low.state_dict())
-    assert torch.equal(empty.second, low.second)
+    assert torch.equal(empty.covariance, low.covariance)
 
 
 def test_moments_are_exact_under_autocast():
@@ -113,7 +164,7 @@ def test_moments_are_exact_under_autocast():
     exact.update(x, ChannelSet(RGB))
     with torch.autocast("cpu", torch.bfloat16):
         low.update(x, ChannelSet(RGB))
-        assert torch.equal(low.second, exact.second)
+        assert torch.equal(low.covariance, exact.covariance)
         found = low.statistics(kernel, ChannelSet(RGB))
     assert_alike(found, exact.statistics(kernel, ChannelSet(RGB)))
 
@@ -129,7 +180,12 @@ def test_channels_outside_the_vocabulary():
     with pytest.raises(ValueError, match="unknown channel 'nir'"):
         moments.update(images(2, 1), ChannelSet(("nir",)))
     moments.update(images(4), ChannelSet(RGB))
+    with pytest.raises(ValueError, match="no moments of channel 'nir'"):
+        moments.statistics(torch.randn(5, 1, 3, 3), ChannelSet(("nir",)))
     moments.describe("nir", "R")
+    moments.describe("red", "R")
+    both = moments.statistics(torch.ones(1, 2, 3, 3), ChannelSet(("nir", "red")))
+    assert_alike(both, moments.statistics(2 * torch.ones(1, 1, 3, 3), ChannelSet(("R",))))
     kernel = torch.randn(5, 2, 3, 3)
     found = moments.statistics(kernel, ChannelSet(("nir", "G")))
     assert_alike(found, moments.statistics(kernel, ChannelSet(("R", "G"))))
@@ -195,3 +251,10 @@ def test_a_described_channel_has_the_moments_of_its_neighbour():
 def test_kernels_mixed_for_each_image_have_none():
     with pytest.raises(ValueError, match="mixed for each image"):
         AttentionStem(RGB, StemShape(8, 5, 2), norm="moments")
+
+
+@pytest.mark.parametrize(("wavelength", "like"), [(0.5, "B"), (0.55, "G"), (0.7, "R")])
+def test_neighbours_are_nearest_in_wavelength(wavelength, like):
+    stem = AnyChannelStem(RGB, StemShape(8, 5, 2), norm="moments", descriptors=WAVELENGTHS)
+    stem.describe("new", wavelength)
+    assert stem.moments.stand_ins == {"new": like}

@@ -6,10 +6,14 @@ import pytest
 import torch
 from tiny import train_args
 
-from training.config import ConfigError
+from modeling.channels import ChannelSet
+from training.build import new_model
+from training.config import ConfigError, Model
 from training.drawings import channel_grid
 from training.evaluate import Evaluation
 from training.evaluation.metrics import from_hex
+from training.evaluation.variants import say_what_has_no_norm
+from training.recipes import RECIPES
 from training.records import read_record
 
 VOCABULARY = "450+530+610"
@@ -107,3 +111,22 @@ def test_grid_of_bands_is_gray():
     shown = images.permute(0, 2, 1, 3).reshape(16, 40)  # images below each other, bands side by side
     inner = (grid[0] > 0) & (grid[0] < 1)
     assert torch.corrcoef(torch.stack([grid[0][inner], shown[inner]]))[0, 1] > 0.999
+
+
+def test_pairs_that_never_met_are_told(capsys):
+    recipe = RECIPES["spectral"][1]
+    model = new_model(recipe.model, 4)
+    say_what_has_no_norm(model, recipe, [ChannelSet(("450", "530"))])
+    assert "never saw 450 450+530 530 in one image" in capsys.readouterr().err
+    for name in ("450", "530"):
+        model.stem.train()(torch.randn(2, 1, 16, 16), ChannelSet((name,)))
+    say_what_has_no_norm(model, recipe, [ChannelSet(("450", "530")), ChannelSet(("450",))])
+    assert "spectral never saw 450+530 in one image" in capsys.readouterr().err
+    model.stem(torch.randn(2, 2, 16, 16), ChannelSet(("450", "530")))
+    say_what_has_no_norm(model, recipe, [ChannelSet(("450", "530"))])
+    assert capsys.readouterr().err == ""
+
+
+def test_kernels_mixed_for_each_image_have_no_moments():
+    with pytest.raises(ConfigError, match="norm moments is for stems with one kernel"):
+        Model(stem="attention", norm="moments")

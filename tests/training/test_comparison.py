@@ -103,7 +103,7 @@ def test_networks_against_the_first():
 
 def test_bands_are_told_apart_by_what_training_saw():
     model = {"stem": "any-channel", "vocabulary": "450+530"}
-    seen = record("b", {"450+530": 180, "450": 100, "530": 80}, trained_on=["450+530"], recipe={"model": model})
+    seen = record("b", {"450+530": 180, "450": 100, "530": 80}, trained_on=["530+450"], recipe={"model": model})
     other = record("b", {"475": 60}, trained_on=["450+530"], recipe={"model": model})
     near = record(
         "b, nearest", {"475": 50}, trained_on=["450+530"], recipe={"model": model}, stand_ins={"475": "450"}

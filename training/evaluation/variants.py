@@ -98,8 +98,18 @@ def specialised(model: ChannelNet, channels: str | None) -> tuple[ChannelSet, nn
 
 
 def say_what_has_no_norm(model: ChannelNet, recipe: Recipe, sets: Iterable[ChannelSet]) -> None:
-    """A norm for each set has only what it started with for sets that training never met."""
+    """Norms for each set have but their start for sets that training never met, and those by moments for pairs."""
     norm, trained = model.stem.norm, {frozenset(chosen) for chosen in trained_sets(recipe)}
+    moments = getattr(model.stem, "moments", None)
+    if moments is not None:
+        pairs = (pair for chosen in sets for pair in moments.unseen(chosen))
+        apart = dict.fromkeys("+".join(dict.fromkeys(pair)) for pair in pairs)
+        if apart:
+            print(
+                f"note: {recipe.name} never saw {' '.join(apart)} in one image, so its norm takes them for "
+                "uncorrelated; --recalibrate N measures statistics of its own for each set",
+                file=sys.stderr,
+            )
     if isinstance(norm, SubsetBatchNorm2d) and not norm.by_size:
         strange = [str(chosen) for chosen in sets if frozenset(chosen) not in trained]
         if strange:

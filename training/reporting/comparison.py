@@ -153,11 +153,13 @@ def kinds_of_sets(record: Record) -> dict[str, list[str]]:
     """The channel sets of a record by what training knew of them, see `KINDS`."""
     known = parse_names(record["recipe"]["model"]["vocabulary"])
     trained, others, new, nearest = KINDS
+    seen = {frozenset(ChannelSet.read(name, known)) for name in record["trained_on"]}
     found: dict[str, list[str]] = {}
     for name in record["scores"]:
-        if name in record["trained_on"]:
+        chosen = frozenset(ChannelSet.read(name, known))
+        if chosen in seen:
             kind = trained
-        elif set(ChannelSet.read(name, known)) <= set(known):
+        elif chosen <= set(known):
             kind = others
         else:
             kind = nearest if record["stand_ins"] else new
