@@ -161,7 +161,17 @@ class KernelStem(Stem):
 
     def convolve(self, x: Tensor, channels: ChannelSet) -> Tensor:
         """Convolve with the set's kernel, without the norm."""
-        kernel = self.kernel(channels)
+        return self._convolve(x, channels, self.kernel(channels))
+
+    def forward(self, x: Tensor, channels: Channels = None) -> Tensor:
+        """Features, for which the kernel is made once, also where the norm asks for it."""
+        chosen = self.parse(channels)
+        if self.moments is None or self.norm.training:
+            return super().forward(x, chosen)
+        kernel = self.kernel(chosen)
+        return self.norm(self._convolve(x, chosen, kernel), chosen, self.moments.statistics(kernel, chosen))
+
+    def _convolve(self, x: Tensor, channels: ChannelSet, kernel: Tensor) -> Tensor:
         check_images(x, len(channels), channels)
         if self.moments is not None and self.training:
             self.moments.update(x, channels)

@@ -213,6 +213,14 @@ def test_a_set_never_seen_is_normalised(kind, name):
         assert torch.allclose(network.materialize(chosen, fold=fold)(x), y, atol=1e-4)
 
 
+def test_a_forward_pass_makes_one_kernel(monkeypatch):
+    stem, made = stem_of(AnyChannelStem), []
+    make = stem.kernel
+    monkeypatch.setattr(stem, "kernel", lambda channels: made.append(channels) or make(channels))
+    stem(images(2, size=24), ChannelSet(RGB))
+    assert len(made) == 1
+
+
 def test_statistics_are_those_of_the_kernel_as_it_is_now():
     stem = stem_of(SliceStem)
     with torch.no_grad():
