@@ -30,12 +30,13 @@ class SubsetBatchNorm2d(nn.Module):
         eps, momentum: as in `nn.BatchNorm2d`.
         by_size: let sets of one size share a row however few channels there are; needed where channels outside
             the vocabulary are described later, whose sets no table can hold.
+        track_running_stats: if not, none are kept, and inference must be given statistics, see `InputMoments`.
 
     Shape:
         N×O×H×W, input and output.
 
     Raises:
-        ValueError: a channel that the vocabulary lacks.
+        ValueError: a channel that the vocabulary lacks; no statistics at inference where none are kept.
     """
 
     MAX_TABLE = 6  # channels: 63 sets
@@ -48,6 +49,7 @@ class SubsetBatchNorm2d(nn.Module):
         momentum: float = 0.1,
         *,
         by_size: bool = False,
+        track_running_stats: bool = True,
     ) -> None:
         super().__init__()
         self.vocabulary, self.eps, self.momentum = parse_names(vocabulary), eps, momentum
@@ -56,8 +58,8 @@ class SubsetBatchNorm2d(nn.Module):
         rows = count if self.by_size else 2**count - 1
         self.weight = nn.Parameter(torch.ones(rows, features))
         self.bias = nn.Parameter(torch.zeros(rows, features))
-        self.register_buffer("running_mean", torch.zeros(rows, features))
-        self.register_buffer("running_var", torch.ones(rows, features))
+        self.register_buffer("running_mean", torch.zeros(rows, features) if track_running_stats else None)
+        self.register_buffer("running_var", torch.ones(rows, features) if track_running_stats else None)
 
     def row(self, channels: str | Sequence[str] | ChannelSet) -> int:
         """Which row of the tables a channel set uses; sets with described channels come as `ChannelSet`."""
@@ -74,12 +76,10 @@ class SubsetBatchNorm2d(nn.Module):
     def forward(
         self, x: Tensor, channels: str | Sequence[str] | ChannelSet, statistics: Statistics | None = None
     ) -> Tensor:
-        """Normalise with the statistics of this channel set, at inference with others where they are known."""
+        """Normalise with the statistics of this channel set, at inference with those given, if any."""
         row = self.row(channels)
-        if self.training or statistics is None:
-            mean, var = self.running_mean[row], self.running_var[row]
-        else:
-            mean, var = (value.to(self.weight.dtype) for value in statistics)
+        untracked = self.training and self.running_mean is None
+        mean, var = (None, None) if untracked else self._statistics(row, None if self.training else statistics)
         return F.batch_norm(
             x,
             mean,
@@ -98,12 +98,20 @@ class SubsetBatchNorm2d(nn.Module):
         """An ordinary BatchNorm that computes the same for this channel set; it shares no memory."""
         row = self.row(channels)
         norm = nn.BatchNorm2d(self.weight.shape[1], self.eps, self.momentum).to(self.weight)
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            getattr(norm, name).copy_(getattr(self, name)[row])
-        if statistics is not None:
-            norm.running_mean.copy_(statistics[0])
-            norm.running_var.copy_(statistics[1])
+        norm.weight.copy_(self.weight[row])
+        norm.bias.copy_(self.bias[row])
+        mean, var = self._statistics(row, statistics)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
         return norm.train(self.training)
+
+    def _statistics(self, row: int, given: Statistics | None) -> Statistics:
+        """Those given, or else this row's running ones."""
+        if given is not None:
+            return given[0].to(self.weight.dtype), given[1].to(self.weight.dtype)
+        if self.running_mean is not None:
+            return self.running_mean[row], self.running_var[row]
+        raise ValueError("this norm keeps no statistics: give it those that InputMoments works out")
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):

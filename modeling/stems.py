@@ -73,14 +73,13 @@ class Stem(nn.Module, ABC):
         """An ordinary BatchNorm that does what the norm does for one channel set; it shares no memory with it."""
         return self.norm.ordinary(channels)
 
-    def normalise(self, features: Tensor, channels: ChannelSet) -> Tensor:
-        """The norm behind the convolution."""
-        return self.norm(features, channels)
+    def features(self, x: Tensor, channels: ChannelSet) -> Tensor:
+        """Convolution and norm."""
+        return self.norm(self.convolve(x, channels), channels)
 
     def forward(self, x: Tensor, channels: Channels = None) -> Tensor:
         """Features of an input whose channels are `channels`, all of the vocabulary if None."""
-        chosen = self.parse(channels)
-        return self.normalise(self.convolve(x, chosen), chosen)
+        return self.features(x, self.parse(channels))
 
     def groups(self, parts: Sequence[Tensor], sets: Sequence[ChannelSet]) -> Tensor:
         """Features of several groups, each with a channel set of its own, as one batch in their order.
@@ -92,10 +91,9 @@ class Stem(nn.Module, ABC):
             raise ValueError(
                 f"{len(parts)} groups of images come with {len(sets)} channel sets; give one for each"
             )
-        features = [self.convolve(part, chosen) for part, chosen in zip(parts, sets, strict=True)]
         if isinstance(self.norm, SharedBatchNorm2d):
-            return self.norm(torch.cat(features))
-        return torch.cat([self.normalise(part, chosen) for part, chosen in zip(features, sets, strict=True)])
+            return self.norm(torch.cat(list(map(self.convolve, parts, sets))))
+        return torch.cat(list(map(self.features, parts, sets)))
 
     def sets(self) -> list[ChannelSet]:
         """All channel sets that the stem takes, largest first."""
@@ -152,7 +150,12 @@ class KernelStem(Stem):
         self.norm = (
             SharedBatchNorm2d(shape.features)
             if norm == "shared"
-            else SubsetBatchNorm2d(vocabulary, shape.features, by_size=norm in ("per-size", "moments"))
+            else SubsetBatchNorm2d(
+                vocabulary,
+                shape.features,
+                by_size=norm in ("per-size", "moments"),
+                track_running_stats=norm != "moments",
+            )
         )
         padding = shape.kernel_size // 2
         self.moments = (
@@ -163,25 +166,21 @@ class KernelStem(Stem):
         """Convolve with the set's kernel, without the norm."""
         return self._convolve(x, channels, self.kernel(channels))
 
-    def forward(self, x: Tensor, channels: Channels = None) -> Tensor:
-        """Features, for which the kernel is made once, also where the norm asks for it."""
-        chosen = self.parse(channels)
-        if self.moments is None or self.norm.training:
-            return super().forward(x, chosen)
-        kernel = self.kernel(chosen)
-        return self.norm(self._convolve(x, chosen, kernel), chosen, self.moments.statistics(kernel, chosen))
+    def features(self, x: Tensor, channels: ChannelSet) -> Tensor:
+        """Convolution and norm, at inference with the statistics that follow from moments, if there are such."""
+        if self.moments is None:
+            return super().features(x, channels)
+        kernel = self.kernel(channels)
+        features = self._convolve(x, channels, kernel)
+        if self.training:
+            self.moments.update(x, channels)
+        return self.norm(
+            features, channels, None if self.norm.training else self.moments.statistics(kernel, channels)
+        )
 
     def _convolve(self, x: Tensor, channels: ChannelSet, kernel: Tensor) -> Tensor:
         check_images(x, len(channels), channels)
-        if self.moments is not None and self.training:
-            self.moments.update(x, channels)
         return F.conv2d(x, like(kernel, x), stride=self.stride, padding=kernel.shape[-1] // 2)
-
-    def normalise(self, features: Tensor, channels: ChannelSet) -> Tensor:
-        """The norm, at inference with the statistics that follow from the moments, if there are such."""
-        if self.moments is None or self.norm.training:
-            return self.norm(features, channels)
-        return self.norm(features, channels, self.moments.statistics(self.kernel(channels), channels))
 
     def ordinary_norm(self, channels: ChannelSet) -> nn.BatchNorm2d:
         """The same as an ordinary BatchNorm."""

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from modeling import ChannelSet
+from modeling import ChannelConv2d, ChannelSet
 from modeling.norms import SubsetBatchNorm2d, affine
 
 RGB = ("R", "G", "B")
@@ -53,3 +53,28 @@ def test_norms_are_told_sets_by_name_as_convolutions_are():
     described = SubsetBatchNorm2d(RGB, 4)
     with pytest.raises(ValueError, match="'nir' has been described since"):
         described.row(ChannelSet(("R", "nir")))
+
+
+def test_a_norm_that_keeps_no_statistics_must_be_given_them():
+    torch.manual_seed(0)
+    norm = SubsetBatchNorm2d(RGB, 4, track_running_stats=False)
+    norm.weight.data.uniform_(0.5, 2)
+    x = 5 + 3 * torch.randn(8, 4, 6, 6)
+    row = norm.row("RG")
+    tracking = SubsetBatchNorm2d(RGB, 4)
+    tracking.load_state_dict(norm.state_dict(), strict=False)
+    assert torch.allclose(norm(x, "RG"), tracking(x, "RG"))
+    assert sorted(norm.state_dict()) == ["bias", "weight"]
+    conv = ChannelConv2d(RGB, 4, 3)
+    for use in (norm.eval().ordinary, norm.train().ordinary, lambda name: conv.materialize(name, norm)):
+        with pytest.raises(ValueError, match="keeps no statistics"):
+            use("RG")
+    with pytest.raises(ValueError, match="keeps no statistics"):
+        norm.eval()(x, "RG")
+    given = torch.randn(4), torch.rand(4)
+    wanted = torch.nn.functional.batch_norm(x, *given, norm.weight[row], norm.bias[row])
+    assert torch.allclose(norm(x, "RG", given), wanted)
+    plain = norm.ordinary("RG", given)
+    assert torch.allclose(plain(x), wanted)
+    plain.running_mean.zero_()
+    assert given[0].abs().min() > 0  # it shares no memory
