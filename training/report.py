@@ -27,10 +27,11 @@ from training.reporting.page import page
 from training.reporting.pdf import find_browser, print_page
 from training.reporting.sections import sections, summary
 from training.reporting.source import Source
-from training.reporting.tables import results
+from training.reporting.tables import COMPARISONS, results
 from training.reporting.twin import markdown
 
-_BLOCK = re.compile(r"(<!-- (results|paired|ratios|networks|bands): (.+?) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
+_KINDS = "|".join(["results", *COMPARISONS])
+_BLOCK = re.compile(rf"(<!-- ({_KINDS}): (.+?) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 @dataclass(kw_only=True)
@@ -56,7 +57,7 @@ class Report:
     """Instead of a page: make the tables in this Markdown file anew, each between the lines
     <!-- results: RECORD RECORD… --> and <!-- /results -->; records are named relative to the file. Instead of
     results: paired (differences from the first), ratios (to networks trained on one channel set), networks
-    (accuracy against depth and cost), bands."""
+    (accuracy against depth and cost), seeds (means over runs that differ in their seed), bands."""
 
     def __post_init__(self) -> None:
         if self.samples < 0:

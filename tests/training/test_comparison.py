@@ -15,6 +15,7 @@ from training.reporting.comparison import (
     paired_rows,
     ratio_interval,
     ratio_rows,
+    seed_rows,
 )
 from training.reporting.tables import accuracy_rows, results
 
@@ -101,6 +102,43 @@ def test_networks_against_the_first():
     assert second[3:] == ["p = .002", "4", "6", "4", "6", "2.3 M", "300 M", "1 min"]
 
 
+def seeded(name: str, seed: int, count: int, body: str) -> dict:
+    recipe = {"name": name, "seed": seed, "model": {"stem": "any-channel", "vocabulary": "RG", "body": body}}
+    return record(name, {"RG": count, "R": 0}, recipe=recipe, seed=seed)
+
+
+def test_runs_that_differ_in_their_seed_are_one_network():
+    runs = [
+        seeded("big", 0, 160, "resnet34"),
+        seeded("small", 0, 120, "strict"),
+        seeded("big-1", 1, 140, "resnet34"),
+        seeded("small-1", 7, 124, "strict"),
+        seeded("other", 0, 100, "rrdb"),
+    ]
+    head, big, small, other = seed_rows(runs)
+    assert head[-1] == "÷ big"
+    assert big == ["big", "2", "80.0 70.0", "75.0 ± 7.1", "1"]
+    assert small[:4] == ["small", "2", "60.0 62.0", "61.0 ± 1.4"]
+    assert small[4].startswith("0.813 (")
+    assert other[1:4] == ["1", "50.0", "50.0"]
+    with pytest.raises(DataError, match="big, again: of one recipe, and two have the same seed"):
+        seed_rows([runs[0], seeded("again", 0, 150, "resnet34")])
+
+
+def test_interval_of_a_ratio_tells_what_seeds_add():
+    rng = np.random.default_rng(2)
+    images = rng.random(400)
+    agreeing = np.array([images < 0.5] * 3)
+    differing = np.array([images < rate for rate in (0.3, 0.5, 0.7)])
+    base = rng.random(400) < 0.6
+    (low, high), (lower, higher) = (ratio_interval(a, base) for a in (agreeing, differing))
+    assert ratio_interval(agreeing[0], base) == pytest.approx((low, high), abs=0.01)
+    assert lower < low - 0.05
+    assert higher > high + 0.05
+    # the variance of a mean of three drawn rates is 0.08 / 9, its root 0.094
+    assert higher - lower == pytest.approx(2 * 1.96 * 0.094 / 0.6, rel=0.25)
+
+
 def test_bands_are_told_apart_by_what_training_saw():
     model = {"stem": "any-channel", "vocabulary": "450+530"}
     seen = record("b", {"450+530": 180, "450": 100, "530": 80}, trained_on=["530+450"], recipe={"model": model})
@@ -124,7 +162,7 @@ def test_bands_are_told_apart_by_what_training_saw():
 
 def test_comparisons_refuse_other_images_and_records_without_answers():
     other = record("other", {"RG": 1, "R": 1, "G": 1}, fingerprint={"test": "g"})
-    for kind in ("paired", "ratios", "bands", "results"):
+    for kind in ("paired", "ratios", "seeds", "bands", "results"):
         with pytest.raises(DataError, match="not scored on the same images"):
             results([OURS, other], kind)
     old = {key: value for key, value in OURS.items() if key != "right"}

@@ -118,7 +118,7 @@ def test_records_that_a_picture_does_not_show_are_refused(of, tmp_path, program,
     assert out.exists()
 
 
-@pytest.mark.parametrize("block", ["paired", "ratios", "networks", "bands"])
+@pytest.mark.parametrize("block", ["paired", "ratios", "networks", "seeds", "bands"])
 def test_tables_that_compare_answers_refuse_benchmarks(block, tmp_path, program, capsys):
     (tmp_path / "timed.json").write_text(json.dumps(speeds(deep=50.0) | {"format": 1, "name": "timed"}))
     page = tmp_path / "page.md"

@@ -1,14 +1,16 @@
-"""What models did on the same images, side by side: paired differences, ratios to dedicated experts, unseen bands.
+"""What models did on the same images, side by side: paired differences, ratios, several seeds, unseen bands.
 
 All from the records' `right`, which says for each channel set on which images a model's best guess was right.
 """
 
+import json
 import math
 from collections.abc import Iterable
 
 import numpy as np
 
 from modeling.channels import ChannelSet, parse_names
+from pipelines.errors import DataError
 from training.evaluation.metrics import Z, mcnemar
 from training.reporting.answers import (
     EXPERTS,
@@ -113,6 +115,59 @@ def network_note(records: Records) -> str:
     )
 
 
+def seed_rows(records: Records) -> Rows:
+    """Per network, trained with one seed or several: accuracy on all channels, and its ratio to the first's.
+
+    Runs whose recipes differ in nothing but name and seed are one network, called as the first of them.
+
+    Raises:
+        DataError: records of different images, or two runs of one network with the same seed.
+    """
+    check_same_images(records)
+    networks: dict[str, list[Record]] = {}
+    for record in records:
+        networks.setdefault(_recipe_but_seed(record), []).append(record)
+    groups = list(networks.values())
+    first = _answers_by_seed(groups[0])
+    rows = [["network", "seeds", "top-1 % of each", "mean", f"÷ {groups[0][0]['name']}"]]
+    for group in groups:
+        mine = _answers_by_seed(group)
+        found = 100 * mine.mean(1)
+        spread = f" ± {found.std(ddof=1):.1f}" if len(group) > 1 else ""
+        rows.append(
+            [
+                group[0]["name"],
+                str(len(group)),
+                " ".join(f"{accuracy:.1f}" for accuracy in found),
+                f"{found.mean():.1f}{spread}",
+                "1" if group is groups[0] else _ratio(mine, first),
+            ]
+        )
+    return rows
+
+
+def seed_note(records: Records) -> str:
+    """What a reader must know to read the table of seeds."""
+    return (
+        f"On {next(iter(records[0]['scores']))}, n = {_images(records)}; behind ± the standard deviation over "
+        f"seeds. Ratios of means with 95 % intervals by {RESAMPLES} bootstrap samples of images and of seeds; of "
+        "few seeds such an interval is rather too narrow."
+    )
+
+
+def _recipe_but_seed(record: Record) -> str:
+    return json.dumps({**record["recipe"], "name": None, "seed": None}, sort_keys=True)
+
+
+def _answers_by_seed(group: Records) -> np.ndarray:
+    """Which images each run got right on all channels, bool, (seeds, images)."""
+    seeds = [record["seed"] for record in group]
+    if len(set(seeds)) < len(seeds):
+        names = ", ".join(record["name"] for record in group)
+        raise DataError(f"{names}: of one recipe, and two have the same seed; seeds are {seeds}")
+    return np.array([next(iter(answers(record).values())) for record in group])
+
+
 def band_rows(records: Records) -> Rows:
     """Per model: mean accuracy over the sets it was trained on, other sets of these bands, and sets of others.
 
@@ -182,10 +237,20 @@ def half_interval(values: np.ndarray) -> float:
 
 
 def ratio_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of mean(a) ÷ mean(b) over bootstrap samples of the images; always the same ones."""
+    """95 % percentile interval of mean(a) ÷ mean(b) over bootstrap samples; always the same ones.
+
+    Args:
+        a, b: (images,), or (seeds, images), of which seeds are drawn for each by itself, and images for both.
+    """
     rng = np.random.default_rng(0)
-    drawn = (rng.integers(len(a), size=len(a)) for _ in range(RESAMPLES))  # all at once would take gigabytes
-    above, below = np.array([(a[chosen].mean(), b[chosen].mean()) for chosen in drawn]).T
+    a, b = np.atleast_2d(a, b)
+
+    def draw() -> tuple[float, float]:
+        images = rng.integers(a.shape[1], size=a.shape[1])
+        of_a, of_b = (rng.integers(len(seeds), size=len(seeds)) for seeds in (a, b))
+        return a[of_a][:, images].mean(), b[of_b][:, images].mean()
+
+    above, below = np.array([draw() for _ in range(RESAMPLES)]).T
     ratios = above[below > 0] / below[below > 0]
     low, high = np.quantile(ratios, [0.025, 0.975]) if len(ratios) else (0.0, math.inf)
     return float(low), float(high)

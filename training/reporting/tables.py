@@ -23,13 +23,13 @@ def results(records: Records, kind: str = "results") -> str:
 
     Args:
         records: of one kind.
-        kind: "results", their main table, or a comparison of sweeps: "paired", "ratios", "networks" or "bands".
+        kind: "results", their main table, or a comparison of sweeps, see `COMPARISONS`.
 
     Raises:
         DataError: the records are of different kinds, or cannot be compared.
     """
-    if kind in _COMPARISONS:
-        rows, note = _COMPARISONS[kind]
+    if kind in COMPARISONS:
+        rows, note = COMPARISONS[kind]
         return f"{markdown_table(rows(records))}\n\n{note(records)}"
     kinds = {record["kind"] for record in records}
     if len(kinds) > 1:
@@ -189,11 +189,12 @@ def accuracy_note(records: Records) -> str:
     )
 
 
-_COMPARISONS = {
+COMPARISONS = {
     "paired": (comparison.paired_rows, comparison.paired_note),
     "ratios": (comparison.ratio_rows, comparison.ratio_note),
     "bands": (comparison.band_rows, comparison.band_note),
     "networks": (comparison.network_rows, comparison.network_note),
+    "seeds": (comparison.seed_rows, comparison.seed_note),
 }
 TABLES = {
     "sweep": (accuracy_rows, accuracy_note),
