@@ -153,7 +153,9 @@ class ChannelConv2d(nn.Module):
         channels = self.parse(channels)
         if self.fourier:
             return self.fourier(channels).to(self.mixing)
-        return torch.tensor(channels.indices(self.vocabulary), device=self.mixing.device)
+        # Of two dimensions at first: compilers write short lists of numbers into the code that they make, and on a
+        # CPU such code is broken (pytorch issue 193581).
+        return torch.tensor([channels.indices(self.vocabulary)], device=self.mixing.device)[0]
 
     def kernel(self, channels: Channels | Tensor = None) -> Tensor:
         """The kernel for a channel set, O×|S|×k×k, generated in the weights' precision even under autocast."""

@@ -3,6 +3,7 @@ import socket
 import subprocess
 import sys
 from random import Random
+from shutil import which
 
 import pytest
 import torch
@@ -270,6 +271,16 @@ def test_compiled_once_for_each_number_of_channels(descriptors):
         assert torch.allclose(compiled(x, module.encode(name)), module(x, name), atol=1e-6)
     assert len(graphs) == 3
     assert torch.allclose(compiled(x, "B"), module(x, "B"), atol=1e-6)  # names work too, with a graph for each
+    torch.compiler.reset()
+
+
+@pytest.mark.skipif(which("g++") is None, reason="inductor makes code for CPUs with g++")
+def test_code_that_inductor_makes_for_inference():
+    module, x = conv(out=64, kernel=7), torch.randn(2, 2, 8, 8)  # large enough for vectors
+    torch.compiler.reset()
+    compiled = torch.compile(module, fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(x, "RB"), module(x, "RB"), atol=1e-5)
     torch.compiler.reset()
 
 
