@@ -274,6 +274,7 @@ def test_compiled_once_for_each_number_of_channels(descriptors):
     torch.compiler.reset()
 
 
+@pytest.mark.slow  # half a minute of g++
 @pytest.mark.skipif(
     which("g++") is None or " " in torch.__file__, reason="inductor wants g++, and a path without a space"
 )
