@@ -45,6 +45,10 @@ def record(name, right, stem="any-channel", trained_on=None, **more):
 
 OURS = record("ours", {"RG": 160, "R": 100, "G": 90})
 RIVAL = record("rival", {"RG": 150, "R": 104, "G": 90})
+COST = {
+    "sets": {"RG": {"parameters": 2_345_678, "macs": 300e6}},
+    "depth": {"d0": 4, "d1": 6, "d2": 4, "d3": 6},
+}
 EXPERT_R = record("expert-R", {"R": 110}, "plain")
 EXPERT_G = record("expert-G", {"G": 120}, "plain")
 NAIVE = record("naive", {"RG": 180, "R": 20, "G": 10}, "zero-fill", ["RG"])
@@ -90,11 +94,7 @@ def test_experts_are_one_model_beside_others_and_many_alone():
 
 
 def test_networks_against_the_first():
-    cost = {
-        "sets": {"RG": {"parameters": 2_345_678, "macs": 300e6}},
-        "depth": {"d0": 4, "d1": 6, "d2": 4, "d3": 6},
-    }
-    big, small = (record(name, {"RG": n}, cost=cost) for name, n in (("big", 160), ("small", 150)))
+    big, small = (record(name, {"RG": n}, cost=COST) for name, n in (("big", 160), ("small", 150)))
     head, first, second = network_rows([big, small])
     assert head[2:4] == ["÷ big", "p"]
     assert first[:4] == ["big", "80.0 (0.0–100.0)", "1", "–"]
@@ -123,6 +123,14 @@ def test_runs_that_differ_in_their_seed_are_one_network():
     assert other[1:4] == ["1", "50.0", "50.0"]
     with pytest.raises(DataError, match="big, again: of one recipe, and two have the same seed"):
         seed_rows([runs[0], seeded("again", 0, 150, "resnet34")])
+    elsewhere = runs[2] | {"fingerprint": {"train": "another list", "test": "f"}}
+    assert [row[0] for row in seed_rows([runs[0], elsewhere])[1:]] == ["big", "big-1"]
+
+
+@pytest.mark.parametrize("rows", [network_rows, seed_rows])
+def test_networks_are_compared_on_one_channel_set(rows):
+    with pytest.raises(DataError, match="expert-R has no accuracy on RG; evaluate it on that set"):
+        rows([record(r["name"], dict.fromkeys(r["right"], 90), cost=COST, seed=0) for r in (OURS, EXPERT_R)])
 
 
 def test_interval_of_a_ratio_tells_what_seeds_add():

@@ -82,14 +82,19 @@ def ratio_note(records: Records) -> str:
 
 
 def network_rows(records: Records) -> Rows:
-    """Per network: accuracy on all channels, its ratio to the first's, depth, and what it costs."""
+    """Per network: accuracy on all channels, its ratio to the first's, depth, and what it costs.
+
+    Raises:
+        DataError: records of different images, or one without the first's channel set.
+    """
     check_same_images(records)
-    first = next(iter(answers(records[0]).values()))
+    chosen = _first_set(records)
+    first = answers(records[0])[chosen]
     head = ["network", "top-1 %", f"÷ {records[0]['name']}", "p", "D0", "D1", "D2", "D3"]
     rows = [[*head, "parameters", "multiply-adds", "training"]]
     for record in records:
-        name, score = next(iter(record["scores"].items()))
-        mine, cost, depth = answers(record)[name], record["cost"]["sets"][name], record["cost"]["depth"]
+        mine, score = answers(record)[chosen], record["scores"][chosen]
+        cost, depth = record["cost"]["sets"][chosen], record["cost"]["depth"]
         rows.append(
             [
                 record["name"],
@@ -118,20 +123,22 @@ def network_note(records: Records) -> str:
 def seed_rows(records: Records) -> Rows:
     """Per network, trained with one seed or several: accuracy on all channels, and its ratio to the first's.
 
-    Runs whose recipes differ in nothing but name and seed are one network, called as the first of them.
+    Runs on the same data whose recipes differ in nothing but name and seed are one network, called as the first.
 
     Raises:
-        DataError: records of different images, or two runs of one network with the same seed.
+        DataError: records of different images, one without the first's channel set, or two runs of one network
+            with the same seed.
     """
     check_same_images(records)
+    chosen = _first_set(records)
     networks: dict[str, list[Record]] = {}
     for record in records:
-        networks.setdefault(_recipe_but_seed(record), []).append(record)
+        networks.setdefault(_all_but_seed(record), []).append(record)
     groups = list(networks.values())
-    first = _answers_by_seed(groups[0])
+    first = _answers_by_seed(groups[0], chosen)
     rows = [["network", "seeds", "top-1 % of each", "mean", f"÷ {groups[0][0]['name']}"]]
     for group in groups:
-        mine = _answers_by_seed(group)
+        mine = _answers_by_seed(group, chosen)
         found = 100 * mine.mean(1)
         spread = f" ± {found.std(ddof=1):.1f}" if len(group) > 1 else ""
         rows.append(
@@ -155,17 +162,19 @@ def seed_note(records: Records) -> str:
     )
 
 
-def _recipe_but_seed(record: Record) -> str:
-    return json.dumps({**record["recipe"], "name": None, "seed": None}, sort_keys=True)
+def _all_but_seed(record: Record) -> str:
+    """What makes two records' networks the same."""
+    recipe = {**record["recipe"], "name": None, "seed": None}
+    return json.dumps([recipe, record["fingerprint"]], sort_keys=True)
 
 
-def _answers_by_seed(group: Records) -> np.ndarray:
-    """Which images each run got right on all channels, bool, (seeds, images)."""
+def _answers_by_seed(group: Records, chosen: str) -> np.ndarray:
+    """Which images each run got right on a channel set, bool, (seeds, images)."""
     seeds = [record["seed"] for record in group]
     if len(set(seeds)) < len(seeds):
         names = ", ".join(record["name"] for record in group)
         raise DataError(f"{names}: of one recipe, and two have the same seed; seeds are {seeds}")
-    return np.array([next(iter(answers(record).values())) for record in group])
+    return np.array([answers(record)[chosen] for record in group])
 
 
 def band_rows(records: Records) -> Rows:
@@ -254,6 +263,15 @@ def ratio_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     ratios = above[below > 0] / below[below > 0]
     low, high = np.quantile(ratios, [0.025, 0.975]) if len(ratios) else (0.0, math.inf)
     return float(low), float(high)
+
+
+def _first_set(records: Records) -> str:
+    """The first record's first channel set, which stands for all channels; the others must have it too."""
+    chosen = next(iter(records[0]["scores"]))
+    for record in records:
+        if chosen not in record["scores"]:
+            raise DataError(f"the record of {record['name']} has no accuracy on {chosen}; evaluate it on that set")
+    return chosen
 
 
 def _images(records: Records) -> str:
