@@ -6,7 +6,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from training import zero
 from training.config import ConfigError
+from training.small_maps import SmallMaps, has_matrix_units
 
 T = TypeVar("T")
 _PATIENCE = datetime.timedelta(hours=12)  # of ranks that wait while the first one scans a large data set
@@ -141,11 +142,14 @@ class Runtime:
         """The network itself, without DDP around it."""
         return self._accelerator.unwrap_model(model)
 
-    def autocast(self) -> AbstractContextManager:
-        """Mixed precision for a forward pass."""
-        if self.zero:  # of which accelerate knows nothing; DeepSpeed has the same settings
-            return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision != "fp32")
-        return self._accelerator.autocast()
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Mixed precision for a forward pass, by what the processor is quick at."""
+        # Of ZeRO accelerate knows nothing; DeepSpeed has the same settings.
+        zero = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision != "fp32")
+        quick = self.precision == "bf16" and has_matrix_units()
+        with zero if self.zero else self._accelerator.autocast(), SmallMaps() if quick else nullcontext():
+            yield
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of a loss, scaled where the precision is fp16. DeepSpeed takes its optimizer step here too."""

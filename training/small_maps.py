@@ -1,0 +1,148 @@
+"""Convolutions of small maps on a CPU's matrix units, as matrix products.
+
+The last layers of a network have maps of a few positions and many features. There oneDNN's convolutions in
+bfloat16 leave Intel's matrix units (AMX) idle for most of the time, above all those for the gradient of the
+weights; one product of unfolded maps takes a half to a twentieth of it, and says the same but for rounding. Its
+depthwise convolutions have the gradient of their weights three times as quickly in float32.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair
+from torch.overrides import TorchFunctionMode
+
+Pair = tuple[int, int]
+
+# Where products were the quicker ones on a Xeon with AMX, by positions of the output and by its features.
+_WEIGHTS_POSITIONS, _WEIGHTS_FEATURES = 64, 128  # for the gradient of the weights
+_OTHER_POSITIONS, _OTHER_FEATURES = 16, 512  # for the answer, and for the gradient of the input
+
+
+def has_matrix_units() -> bool:
+    """Whether the processor that trains has what `SmallMaps` is for."""
+    return not torch.cuda.is_available() and torch.cpu._is_amx_tile_supported()
+
+
+class SmallMaps(TorchFunctionMode):
+    """Within it, `conv2d` under autocast to bfloat16 takes the way that is quick for its shapes.
+
+    Only on a CPU, and only where nothing is compiled; everything else is left as it is.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Intercept convolutions."""
+        if func is F.conv2d and not torch.compiler.is_compiling():
+            return _conv2d(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Pair = 1,
+    padding: int | Pair | str = 0,
+    dilation: int | Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    plain = x.dim() == 4 and x.device.type == "cpu" and not isinstance(padding, str) and _pair(dilation) == (1, 1)
+    if plain and torch.get_autocast_dtype("cpu") == torch.bfloat16 and torch.is_autocast_enabled("cpu"):
+        stride, padding = _pair(stride), _pair(padding)
+        rows, columns = _map_size(x, weight.shape[2:], stride, padding)
+        depthwise = 1 < groups == x.shape[1] == weight.shape[0]
+        if depthwise or (
+            groups == 1
+            and rows * columns <= _WEIGHTS_POSITIONS
+            and len(weight) >= max(_WEIGHTS_FEATURES, x.shape[1])
+        ):
+            cast = [None if t is None else t.to(torch.bfloat16) for t in (x, weight, bias)]
+            return _Convolution.apply(*cast, stride, padding, groups)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution, ordinary or depthwise, whose gradients are taken by the quick way."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, groups: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.settings = stride, padding, groups
+        if groups > 1 or not _is_tiny(weight, _map_size(x, weight.shape[2:], stride, padding)):
+            return F.conv2d(x, weight, bias, stride, padding, 1, groups)
+        return _product(x, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        return (
+            _input_gradient(grad, x, weight, *ctx.settings) if of_x else None,
+            _weight_gradient(grad, x, weight, *ctx.settings) if of_weight else None,
+            grad.sum((0, 2, 3)) if of_bias else None,
+            *(None,) * 3,
+        )
+
+
+def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, groups: int) -> Tensor:
+    rows, columns = weight.shape[2:]
+    mirrored = rows - 1 - padding[0], columns - 1 - padding[1]
+    if groups > 1 or stride != (1, 1) or min(mirrored) < 0 or not _is_tiny(weight, grad.shape[2:]):
+        return _library(grad, x, weight, stride, padding, groups, (True, False, False))[0]
+    return _product(grad, weight.flip(2, 3).transpose(0, 1), None, (1, 1), mirrored)
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, groups: int) -> Tensor:
+    if groups > 1:
+        precise = grad.float(), x.float(), weight.float()
+        return _library(*precise, stride, padding, groups, (False, True, False))[1].to(weight.dtype)
+    products = grad.permute(0, 2, 3, 1).flatten(0, 2).mT @ _unfold(x, weight.shape[2:], stride, padding)
+    return products.unflatten(1, (*weight.shape[2:], -1)).permute(0, 3, 1, 2)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
+    """A convolution as one matrix product."""
+    kernels = weight.permute(0, 2, 3, 1).flatten(1)
+    y = F.linear(_unfold(x, weight.shape[2:], stride, padding), kernels, bias)
+    return y.view(len(x), *_map_size(x, weight.shape[2:], stride, padding), -1).permute(0, 3, 1, 2)
+
+
+def _unfold(x: Tensor, kernel: Sequence[int], stride: Pair, padding: Pair) -> Tensor:
+    """N×C×H×W → (N·rows·columns)×(k·k·C): what a kernel sees from each position of its answer."""
+    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1)
+    seen = x.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1])  # N×rows×columns×C×k×k
+    return seen.permute(0, 1, 2, 4, 5, 3).flatten(0, 2).flatten(1)
+
+
+def _library(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Pair,
+    padding: Pair,
+    groups: int,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor, ...]:
+    """The gradients that torch itself would give."""
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), groups, wanted
+    )
+
+
+def _map_size(x: Tensor, kernel: Sequence[int], stride: Pair, padding: Pair) -> Pair:
+    rows, columns = ((x.shape[2 + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(2))
+    return rows, columns
+
+
+def _is_tiny(weight: Tensor, size: Sequence[int]) -> bool:
+    return size[0] * size[1] <= _OTHER_POSITIONS and len(weight) >= _OTHER_FEATURES
