@@ -65,9 +65,28 @@ class MaxRelativeGraphConv(nn.Module):
 
 
 def max_relative(nodes: Tensor, neighbours: Tensor) -> Tensor:
-    """max_j (x_j - x_i) for each node i over its neighbours j: N×T×C and N×T×k → N×T×C."""
-    places = neighbours.flatten(1).unsqueeze(2).expand(-1, -1, nodes.shape[2])
-    return nodes.gather(1, places).unflatten(1, neighbours.shape[1:]).amax(2) - nodes
+    """max_j (x_j - x_i) for each node i over its neighbours j: N×T×C and N×T×k → N×T×C.
+
+    The gradient goes to the neighbour that is largest, the nearest of them where several are. Which one that is
+    gets found without gradients, so that what all neighbours hold need not be kept for the backward pass.
+    """
+    return nodes.gather(1, _largest(nodes, neighbours)) - nodes
+
+
+@torch.no_grad()
+def _largest(nodes: Tensor, neighbours: Tensor) -> Tensor:
+    """Which node among a node's neighbours has the most of a feature: N×T×C, like the nodes."""
+    images, count, _ = nodes.shape
+    first = torch.arange(images, device=nodes.device)[:, None, None] * count  # node of each image, among all
+    rows = (neighbours + first).unbind(2)
+    flat = nodes.flatten(0, 1)
+    most = flat[rows[0]]
+    place = torch.zeros_like(most, dtype=torch.int16)
+    for j, row in enumerate(rows[1:], start=1):
+        value = flat[row]
+        place = torch.maximum(place, (value > most) * place.new_tensor(j))
+        most = torch.maximum(most, value)
+    return neighbours.gather(2, place.long())
 
 
 class GraphBlock(nn.Module):

@@ -29,6 +29,24 @@ def test_largest_difference_against_every_pair():
                 assert torch.isclose(found[image, i, c], max(differences), atol=1e-6)
 
 
+def test_gradient_goes_to_the_largest_neighbour():
+    nodes, neighbours = torch.randn(2, 6, 3, requires_grad=True), torch.randint(6, (2, 6, 4))
+    upstream = torch.randn(2, 6, 3)
+    wanted = -upstream
+    for image in range(2):
+        for i in range(6):
+            for c in range(3):
+                largest = max(neighbours[image, i].tolist(), key=lambda j: nodes[image, j, c].item())
+                wanted[image, largest, c] += upstream[image, i, c]
+    assert torch.allclose(torch.autograd.grad(max_relative(nodes, neighbours), nodes, upstream)[0], wanted)
+
+
+def test_of_neighbours_alike_the_nearest_gets_the_gradient():
+    nodes = torch.tensor([[[0.0], [2.0], [2.0]]], requires_grad=True)
+    found = max_relative(nodes, torch.tensor([[[0, 2, 1], [1, 1, 1], [2, 2, 2]]]))
+    assert torch.autograd.grad(found[0, 0, 0], nodes)[0].flatten().tolist() == [-1, 0, 1]
+
+
 def test_graph_convolution_against_one_map_for_each_group():
     conv = MaxRelativeGraphConv(6, neighbours=3).eval()
     x = torch.randn(1, 6, 2, 4)
