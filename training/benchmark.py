@@ -1,6 +1,6 @@
 """Measure speed as ratios taken in one run: `python -m training.benchmark loader --data DIR [--record FILE]`,
 `python -m training.benchmark stem [--sets RGB R] [--stems any-channel attention] [--record FILE]`,
-`python -m training.benchmark networks RUN_DIR… [--record FILE]`,
+`python -m training.benchmark networks RUN_DIR_OR_RECORD… [--record FILE]`,
 `python -m training.benchmark train [--body resnet34] [--ranks 2] [--record FILE]`,
 `python -m training.benchmark sweep --data DIR [--body resnet18] [--record FILE]`,
 `python -m training.benchmark zero [--body resnet34] [--ranks 2] [--record FILE]` (bytes, not speed).

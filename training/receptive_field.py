@@ -1,11 +1,12 @@
 """How far trained networks see: `python -m training.receptive_field RUN_DIR… [--record FILE] [--figure FILE.svg]`
 
 Measures the effective receptive field of finished runs on random images of a list, see `modeling.receptive_field`,
-and tells its size. A record holds the fields too, so that the picture is made again from the record alone:
-`python -m training.receptive_field RECORD --figure FILE.svg`.
+and tells its size. A record holds the fields too, so that one picture can be made of several records alone:
+`python -m training.receptive_field RECORD… --figure FILE.svg`.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +42,7 @@ class Measurement:
     """Measure how far trained networks see, or show what was measured."""
 
     sources: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Run directories of training.train; or one record of this program, to show it again."""
+    """Run directories of training.train; or records of this program, to show them again, together."""
     split: Literal["test", "val", "train"] = "val"
     """Images of which list."""
     data: Path | None = None
@@ -57,15 +58,21 @@ class Measurement:
 
 
 def main(job: Measurement) -> None:
-    """Measure or read, print, and keep what is wanted."""
-    shown_again = len(job.sources) == 1 and job.sources[0].is_file()
-    record = _read(job.sources[0]) if shown_again else measure(job)
-    _show(record)
+    """Measure or read, print, and keep what is wanted.
+
+    Raises:
+        ConfigError: records are to be written as a record.
+    """
+    shown_again = bool(job.sources) and all(source.is_file() for source in job.sources)
+    if shown_again and job.record:
+        raise ConfigError(f"--record {job.record}: {job.sources[0]} is a record already; name run directories")
+    records = [_read(source) for source in job.sources] if shown_again else [measure(job)]
+    _show(records)
     if job.record:
-        write_record(job.record, record)
+        write_record(job.record, records[0])
         print(f"wrote {job.record}")
     if job.figure:
-        write_atomically(job.figure, on_white(receptive_fields([record])))
+        write_atomically(job.figure, on_white(receptive_fields(records)))
         print(f"wrote {job.figure}")
 
 
@@ -145,9 +152,10 @@ def _read(file: Path) -> dict[str, Any]:
     return record
 
 
-def _show(record: dict[str, Any]) -> None:
-    head, *rows = receptive_field_rows([record])
-    table = Table(title=f"effective receptive field on {record['split']}")
+def _show(records: Sequence[dict[str, Any]]) -> None:
+    head, *rows = receptive_field_rows(records)
+    splits = ", ".join(dict.fromkeys(record["split"] for record in records))
+    table = Table(title=f"effective receptive field on {splits}")
     for i, column in enumerate(head):
         table.add_column(column, justify="right" if i > 1 else "left")
     for row in rows:

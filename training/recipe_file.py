@@ -9,6 +9,7 @@ import yaml
 from pipelines.errors import DataError
 from pipelines.files import write_atomically
 from training.config import ConfigError, Recipe
+from training.records import read_record
 
 T = TypeVar("T")
 
@@ -42,6 +43,21 @@ def load_recipe(file: Path) -> Recipe:
         return from_dict(Recipe, yaml.safe_load(file.read_text()))
     except (yaml.YAMLError, TypeError, ValueError, ConfigError, DataError) as error:
         raise DataError(f"{file}: not a recipe ({' '.join(str(error).split())})") from None
+
+
+def recorded_recipe(file: Path) -> Recipe:
+    """The recipe of the run that a record of training.evaluate tells of.
+
+    Raises:
+        DataError: there is no such record, it is of something else, or its recipe cannot be read.
+    """
+    record = read_record(file)
+    if record["kind"] != "sweep":
+        raise DataError(f"{file}: a record of {record['kind']}, which has no recipe; name a sweep's")
+    try:
+        return from_dict(Recipe, record["recipe"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise DataError(f"{file}: its recipe cannot be read ({' '.join(str(error).split())})") from None
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:

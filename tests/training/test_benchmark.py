@@ -166,8 +166,28 @@ def test_networks_are_compared_with_the_first(finished_run, data_dir, tmp_path, 
     rates = record["parts"]["inference"]["rates"]
     assert second[2].startswith(f"{rates['quickstart'][0] / rates['flat'][0]:.2f} (")  # time, not speed
     assert "at 32 px, 2 images" in results([record])
+    _check_records_will_do(finished_run, other, tmp_path, program, capsys)
     assert program("benchmark", "networks", finished_run, finished_run) == 2
     assert "called the same" in capsys.readouterr().err
+
+
+def _check_records_will_do(first, second, tmp_path, program, capsys):
+    """Speed does not depend on the weights, so a record's recipe is enough."""
+    assert program("evaluate", second) == 0
+    sweep, file = second / "sweep-test.json", tmp_path / "again.json"
+    quick = ("--batch-size", "2", "--rounds", "1", "--seconds", "0.01")
+    assert program("benchmark", "networks", sweep, first, "--record", file, *quick) == 0
+    record = read_record(file)
+    assert record["baseline"] == "flat"
+    assert record["settings"]["size"] == 32
+    assert list(record["parts"]["inference"]["rates"]) == ["flat", "quickstart"]
+    capsys.readouterr()
+    assert program("benchmark", "networks", file, *quick) == 2
+    assert "a record of benchmark networks, which has no recipe" in capsys.readouterr().err
+    torn = tmp_path / "torn.json"
+    torn.write_text(sweep.read_text().replace('"body": "strict"', '"body": "thin"'))
+    assert program("benchmark", "networks", torn, *quick) == 2
+    assert "its recipe cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

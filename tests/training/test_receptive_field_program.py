@@ -43,6 +43,7 @@ def test_two_networks_end_to_end(finished_run, strict_run, data_dir, tmp_path, p
     assert len(record.read_text()) < 16_000
     _check_redrawing(record, figure, program)
     _check_table(record)
+    _check_several(record, finished_run, tmp_path, program, capsys)
     assert program("receptive_field", finished_run, "--images", "99", "--channels", "GB", "--data", data_dir) == 0
     assert "GB" in capsys.readouterr().out
     assert program("receptive_field", *runs, "--channels", "RGB") == 2
@@ -57,6 +58,19 @@ def _check_redrawing(record, figure, program):
     assert again.read_bytes() == figure.read_bytes()
     drawn = figure.read_text()
     assert all(text in drawn for text in ("quickstart, RGB", "strict, GB", "log scale", "dashed: 90 %"))
+
+
+def _check_several(record, run_dir, tmp_path, program, capsys):
+    """Records made at different times share a table and a picture."""
+    second, figure = tmp_path / "second.json", tmp_path / "both.svg"
+    assert program("receptive_field", run_dir, "--images", "5", "--channels", "R", "--record", second) == 0
+    capsys.readouterr()
+    assert program("receptive_field", record, second, "--figure", figure) == 0
+    drawn = figure.read_text()
+    assert all(text in drawn for text in ("quickstart, RGB", "strict, GB", "quickstart, R<"))
+    assert capsys.readouterr().out.count("quickstart") == 2
+    assert program("receptive_field", record, second, "--record", tmp_path / "third.json") == 2
+    assert "is a record already" in capsys.readouterr().err
 
 
 def _check_table(record):

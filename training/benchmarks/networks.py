@@ -1,4 +1,4 @@
-"""How fast finished runs' networks are, against the first of them."""
+"""How fast networks are, against the first of them: those of finished runs, or of their records."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,10 +12,11 @@ from modeling.channels import ChannelSet
 from modeling.network import ChannelNet
 from training.benchmarks.harness import Contender, measure, show, summary
 from training.benchmarks.steps import WARM_UP, forward_passes, noise, training_steps
-from training.build import load_model
-from training.config import ConfigError
-from training.recipe_file import load_recipe
-from training.records import provenance, told_apart, write_record
+from training.build import load_model, new_model
+from training.config import ConfigError, Recipe
+from training.recipe_file import load_recipe, recorded_recipe
+from training.records import provenance, read_record, told_apart, write_record
+from training.reporting.classes import count_classes
 from training.runtime import Runtime
 
 
@@ -23,8 +24,9 @@ from training.runtime import Runtime
 class NetworkBenchmark:
     """Speed of networks on all channels they take, in training and at inference, as ratios to the first one."""
 
-    run_dirs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Run directories of training.train; the first is what the others are compared with."""
+    sources: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Run directories of training.train, or records of training.evaluate, whose recipes are built with fresh
+    weights; the first is what the others are compared with."""
     size: int | None = None
     """Height and width of the images, in pixels; by default what the first was trained on."""
     batch_size: int = 32
@@ -37,19 +39,19 @@ class NetworkBenchmark:
     """Where to keep the result as a record."""
 
     def __post_init__(self) -> None:
-        if not self.run_dirs:
+        if not self.sources:
             raise ConfigError("no run directory given; name one or more that training.train has finished")
 
     def run(self) -> None:
         """Measure, print, and keep the record where one is wanted."""
         runtime = Runtime("auto")
         names = self._names()
-        size = self.size or load_model(self.run_dirs[0])[0].data.size
+        size = self.size or _recipe(self.sources[0]).data.size
         parts = {}
         for kind, start in _KINDS.items():
             contenders = {
-                name: self._contender(start, run_dir, size, runtime)
-                for name, run_dir in zip(names, self.run_dirs, strict=True)
+                name: self._contender(start, source, size, runtime)
+                for name, source in zip(names, self.sources, strict=True)
             }
             rates = measure(contenders, rounds=self.rounds, seconds=self.seconds, warm_up=WARM_UP)
             parts[kind] = {"rates": rates, "summary": summary(rates, names[0])}
@@ -59,18 +61,18 @@ class NetworkBenchmark:
 
     def _names(self) -> list[str]:
         """What sweeps' records call the runs, so that one picture can show both."""
-        names = [load_recipe(run_dir / "config.yaml").name for run_dir in self.run_dirs]
-        names = told_apart(names, [run_dir.name for run_dir in self.run_dirs])
+        names = [_recipe(source).name for source in self.sources]
+        names = told_apart(names, [source.stem if source.is_file() else source.name for source in self.sources])
         if len(set(names)) < len(names):
-            raise ConfigError(f"two run directories are called the same: {' '.join(map(str, self.run_dirs))}")
+            raise ConfigError(f"two sources are called the same: {' '.join(map(str, self.sources))}")
         return names
 
-    def _contender(self, start: "_Start", run_dir: Path, size: int, runtime: Runtime) -> Callable[[], Contender]:
+    def _contender(self, start: "_Start", source: Path, size: int, runtime: Runtime) -> Callable[[], Contender]:
         """Loaded when its turn comes, and let go after it."""
-        return lambda: start(self, load_model(run_dir)[1], size, runtime)
+        return lambda: start(self, _network(source), size, runtime)
 
     def _result(self, parts: dict[str, Any], size: int, runtime: Runtime) -> dict[str, Any]:
-        settings = {key: value for key, value in asdict(self).items() if key not in ("record", "run_dirs")}
+        settings = {key: value for key, value in asdict(self).items() if key not in ("record", "sources")}
         return {
             "kind": "benchmark networks",
             "name": next(iter(parts["inference"]["rates"])),
@@ -80,6 +82,19 @@ class NetworkBenchmark:
             "parts": parts,
             "provenance": provenance("training.benchmark", runtime.world),
         }
+
+
+def _recipe(source: Path) -> Recipe:
+    return recorded_recipe(source) if source.is_file() else load_recipe(source / "config.yaml")
+
+
+def _network(source: Path) -> ChannelNet:
+    """In inference mode, and as it is once training is over."""
+    if not source.is_file():
+        return load_model(source)[1]
+    model = new_model(_recipe(source).model, count_classes(read_record(source)))
+    model.anneal(1.0)
+    return model.eval()
 
 
 _Start = Callable[[NetworkBenchmark, ChannelNet, int, Runtime], Contender]
