@@ -70,6 +70,9 @@ def max_relative(nodes: Tensor, neighbours: Tensor) -> Tensor:
     The gradient goes to the neighbour that is largest, the nearest of them where several are. Which one that is
     gets found without gradients, so that what all neighbours hold need not be kept for the backward pass.
     """
+    if torch.compiler.is_exporting():  # where the map's size, and with it their number, may be left open
+        places = neighbours.flatten(1).unsqueeze(2).expand(-1, -1, nodes.shape[2])
+        return nodes.gather(1, places).unflatten(1, neighbours.shape[1:]).amax(2) - nodes
     return nodes.gather(1, _largest(nodes, neighbours)) - nodes
 
 
@@ -84,7 +87,8 @@ def _largest(nodes: Tensor, neighbours: Tensor) -> Tensor:
     place = torch.zeros_like(most, dtype=torch.int16)
     for j, row in enumerate(rows[1:], start=1):
         value = flat[row]
-        place = torch.maximum(place, (value > most) * place.new_tensor(j))
+        larger = ~(value <= most)  # what is no number is larger, lest it be lost
+        place = torch.maximum(place, larger * place.new_tensor(j))
         most = torch.maximum(most, value)
     return neighbours.gather(2, place.long())
 

@@ -63,7 +63,7 @@ def main(job: Measurement) -> None:
     Raises:
         ConfigError: records are to be written as a record.
     """
-    shown_again = bool(job.sources) and all(source.is_file() for source in job.sources)
+    shown_again = any(source.suffix == ".json" and not source.is_dir() for source in job.sources)
     if shown_again and job.record:
         raise ConfigError(f"--record {job.record}: {job.sources[0]} is a record already; name run directories")
     records = [_read(source) for source in job.sources] if shown_again else [measure(job)]
@@ -146,6 +146,8 @@ def _read(file: Path) -> dict[str, Any]:
     Raises:
         DataError: it is of another kind, or no record at all.
     """
+    if file.is_dir():
+        raise DataError(f"{file}: a run directory among records; measure it first, with --record")
     record = read_record(file)
     if record["kind"] != KIND:
         raise DataError(f"{file}: a record of {record['kind']}, not of {KIND}; training.report shows others")

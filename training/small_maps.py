@@ -6,6 +6,7 @@ weights; one product of unfolded maps takes a half to a twentieth of it, and say
 depthwise convolutions have the gradient of their weights three times as quickly in float32.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
-from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 Pair = tuple[int, int]
@@ -21,6 +21,8 @@ Pair = tuple[int, int]
 # Where products were the quicker ones on a Xeon with AMX, by positions of the output and by its features.
 _WEIGHTS_POSITIONS, _WEIGHTS_FEATURES = 64, 128  # for the gradient of the weights
 _OTHER_POSITIONS, _OTHER_FEATURES = 16, 512  # for the answer, and for the gradient of the input
+
+_CAST = (torch.float32, torch.float16, torch.bfloat16)  # what autocast casts
 
 
 def has_matrix_units() -> bool:
@@ -31,40 +33,50 @@ def has_matrix_units() -> bool:
 class SmallMaps(TorchFunctionMode):
     """Within it, `conv2d` under autocast to bfloat16 takes the way that is quick for its shapes.
 
-    Only on a CPU, and only where nothing is compiled; everything else is left as it is.
+    Only on a CPU, and only where nothing is compiled or exported; everything else is left as it is. Gradients have
+    no gradients of their own, and `torch.func` does not know the way.
     """
 
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Intercept convolutions."""
+        kwargs = kwargs or {}
         if func is F.conv2d and not torch.compiler.is_compiling():
-            return _conv2d(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+            quick = _quick(*args, **kwargs)
+            if quick is not None:
+                return quick
+        return func(*args, **kwargs)
 
 
-def _conv2d(
-    x: Tensor,
+def _quick(
+    input: Tensor,  # as torch calls it
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | Pair = 1,
     padding: int | Pair | str = 0,
     dilation: int | Pair = 1,
     groups: int = 1,
-) -> Tensor:
-    plain = x.dim() == 4 and x.device.type == "cpu" and not isinstance(padding, str) and _pair(dilation) == (1, 1)
-    if plain and torch.get_autocast_dtype("cpu") == torch.bfloat16 and torch.is_autocast_enabled("cpu"):
-        stride, padding = _pair(stride), _pair(padding)
-        rows, columns = _map_size(x, weight.shape[2:], stride, padding)
-        depthwise = 1 < groups == x.shape[1] == weight.shape[0]
-        if depthwise or (
-            groups == 1
-            and rows * columns <= _WEIGHTS_POSITIONS
-            and len(weight) >= max(_WEIGHTS_FEATURES, x.shape[1])
-        ):
-            cast = [None if t is None else t.to(torch.bfloat16) for t in (x, weight, bias)]
-            return _Convolution.apply(*cast, stride, padding, groups)
-    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+) -> Tensor | None:
+    """The convolution, or None where torch's own is as quick, or is asked for something else."""
+    stride, padding, dilation = (v if isinstance(v, Sequence) else (v, v) for v in (stride, padding, dilation))
+    as_usual = len(stride) == len(padding) == 2 and (*dilation,) == (1, 1) and input.dim() == 4
+    if not (as_usual and _is_cast(input, weight, bias) and input.shape[1] == groups * weight.shape[1]):
+        return None
+    size = _map_size(input, weight.shape[2:], stride, padding)
+    features, planes = len(weight), input.shape[1]
+    dense = groups == 1 and math.prod(size) <= _WEIGHTS_POSITIONS and features >= max(_WEIGHTS_FEATURES, planes)
+    empty = min(*size, *input.shape) < 1 or min(padding) < 0  # torch knows what to say
+    if empty or not (dense or 1 < groups == features == planes):
+        return None
+    tensors = [None if t is None else t.to(torch.bfloat16) for t in (input, weight, bias)]
+    return _Convolution.apply(*tensors, tuple(stride), tuple(padding), groups)
+
+
+def _is_cast(*tensors: Tensor | None) -> bool:
+    """Whether autocast makes bfloat16 of all these."""
+    enabled = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return enabled and all(t is None or (t.is_cpu and t.dtype in _CAST) for t in tensors)
 
 
 class _Convolution(torch.autograd.Function):
@@ -78,7 +90,7 @@ class _Convolution(torch.autograd.Function):
         ctx.settings = stride, padding, groups
         if groups > 1 or not _is_tiny(weight, _map_size(x, weight.shape[2:], stride, padding)):
             return F.conv2d(x, weight, bias, stride, padding, 1, groups)
-        return _product(x, weight, bias, stride, padding)
+        return _product(x, weight, bias, stride, padding).detach()  # no view, which nobody could change in place
 
     @staticmethod
     @once_differentiable
@@ -114,7 +126,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, paddi
     """A convolution as one matrix product."""
     kernels = weight.permute(0, 2, 3, 1).flatten(1)
     y = F.linear(_unfold(x, weight.shape[2:], stride, padding), kernels, bias)
-    return y.view(len(x), *_map_size(x, weight.shape[2:], stride, padding), -1).permute(0, 3, 1, 2)
+    size = _map_size(x, weight.shape[2:], stride, padding)
+    return y.view(len(x), *size, len(weight)).permute(0, 3, 1, 2)
 
 
 def _unfold(x: Tensor, kernel: Sequence[int], stride: Pair, padding: Pair) -> Tensor:

@@ -181,9 +181,16 @@ def _check_records_will_do(first, second, tmp_path, program, capsys):
     assert record["baseline"] == "flat"
     assert record["settings"]["size"] == 32
     assert list(record["parts"]["inference"]["rates"]) == ["flat", "quickstart"]
+    changed = tmp_path / "changed.json"
+    changed.write_text(sweep.read_text().replace('"name": "flat"', '"name": "flat, changed"', 1))
+    assert program("benchmark", "networks", sweep, changed, second, "--record", file, *quick) == 0
+    timed = list(read_record(file)["parts"]["inference"]["rates"])
+    assert timed == ["flat (sweep-test)", "flat, changed", f"flat ({second.name})"]
     capsys.readouterr()
     assert program("benchmark", "networks", file, *quick) == 2
     assert "a record of benchmark networks, which has no recipe" in capsys.readouterr().err
+    assert program("benchmark", "networks", tmp_path / "none.json", *quick) == 2
+    assert "none.json: no such record" in capsys.readouterr().err
     torn = tmp_path / "torn.json"
     torn.write_text(sweep.read_text().replace('"body": "strict"', '"body": "thin"'))
     assert program("benchmark", "networks", torn, *quick) == 2

@@ -87,12 +87,16 @@ def _check_table(record):
 def test_bad_input_is_one_line(finished_run, tmp_path, program, capsys):
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"format": 1, "kind": "sweep"}))
+    record = tmp_path / "field.json"
+    assert program("receptive_field", finished_run, "--images", "1", "--record", record) == 0
     bad = {
         "no run directory given": [],
         "must be at least 1": [finished_run, "--images", "0"],
         "--channels RX: unknown channel 'X'": [finished_run, "--channels", "RX"],
         "not a run directory": [tmp_path / "nothing"],
         "a record of sweep, not of receptive field": [other],
+        "a run directory among records": [record, finished_run],
+        "no such record": [tmp_path / "none.json"],
         "no such folder": [finished_run, "--data", tmp_path / "none"],
     }
     for reason, words in bad.items():

@@ -1,5 +1,7 @@
 """Convolutions by matrix products say what torch's say, as precisely."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,10 +92,52 @@ def test_float32_stays_with_the_library(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(y, F.conv2d(x, conv.weight, conv.bias))
 
 
-def test_leaves_single_images_alone() -> None:
-    conv, x = nn.Conv2d(128, 128, 3), torch.randn(128, 4, 4)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((512, 4, 4), torch.float32), ((0, 512, 4, 4), torch.float32), ((1, 512, 4, 4), torch.float64)],
+    ids=str,
+)
+def test_single_images_none_and_precise_ones_are_answered_as_ever(shape: tuple, dtype: torch.dtype) -> None:
+    conv, x = nn.Conv2d(512, 512, 3, dtype=dtype), torch.randn(shape, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = conv(x)
+        with SmallMaps():
+            assert torch.equal(conv(x), theirs)
+    assert theirs.dtype == (torch.float64 if dtype == torch.float64 else torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x, w: F.conv2d(input=x, weight=w),
+        lambda x, w: F.conv2d(x, w, None, [2], (1,)),
+        lambda x, w: F.conv2d(x, weight=w, stride=[2, 1], padding=[0, 1]),
+    ],
+)
+def test_takes_arguments_as_torch_does(call: Callable) -> None:
+    x, w = torch.randn(1, 512, 4, 4), torch.randn(512, 512, 2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = call(x, w)
+        with SmallMaps():
+            ours = call(x, w)
+    assert torch.allclose(ours.float(), theirs.float(), atol=0.5, rtol=0.02)
+
+
+@pytest.mark.parametrize("wrong", [{"padding": -1}, {"weight": torch.randn(512, 3, 3, 3)}, {"groups": 3}], ids=str)
+def test_torch_says_what_is_wrong(wrong: dict) -> None:
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        SmallMaps(),
+        pytest.raises(RuntimeError, match="padding|weight|groups"),
+    ):
+        F.conv2d(**{"input": torch.randn(1, 512, 4, 4), "weight": torch.randn(512, 512, 3, 3), **wrong})
+
+
+def test_the_answer_may_be_changed_in_place() -> None:
+    conv, x = nn.Conv2d(512, 512, 3, padding=1), torch.randn(1, 512, 2, 2)
     with torch.autocast("cpu", torch.bfloat16), SmallMaps():
-        assert conv(x).shape == (128, 2, 2)
+        F.relu(conv(x), inplace=True).sum().backward()
+    assert conv.weight.grad.isfinite().all()
 
 
 def taken(conv: nn.Conv2d, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> bool:

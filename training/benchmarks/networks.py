@@ -61,8 +61,9 @@ class NetworkBenchmark:
 
     def _names(self) -> list[str]:
         """What sweeps' records call the runs, so that one picture can show both."""
-        names = [_recipe(source).name for source in self.sources]
+        names = [_name(source) for source in self.sources]
         names = told_apart(names, [source.stem if source.is_file() else source.name for source in self.sources])
+        names = told_apart(names, [source.parent.name for source in self.sources])
         if len(set(names)) < len(names):
             raise ConfigError(f"two sources are called the same: {' '.join(map(str, self.sources))}")
         return names
@@ -84,13 +85,22 @@ class NetworkBenchmark:
         }
 
 
+def _name(source: Path) -> str:
+    recipe = _recipe(source)  # first, since it knows what is wrong with a source
+    return read_record(source)["name"] if _is_record(source) else recipe.name
+
+
 def _recipe(source: Path) -> Recipe:
-    return recorded_recipe(source) if source.is_file() else load_recipe(source / "config.yaml")
+    return recorded_recipe(source) if _is_record(source) else load_recipe(source / "config.yaml")
+
+
+def _is_record(source: Path) -> bool:
+    return source.suffix == ".json" and not source.is_dir()
 
 
 def _network(source: Path) -> ChannelNet:
     """In inference mode, and as it is once training is over."""
-    if not source.is_file():
+    if not _is_record(source):
         return load_model(source)[1]
     model = new_model(_recipe(source).model, count_classes(read_record(source)))
     model.anneal(1.0)
