@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training import runtime
 from training.small_maps import SmallMaps, _Convolution
 
 
@@ -139,6 +140,20 @@ def test_the_answer_may_be_changed_in_place() -> None:
     with torch.autocast("cpu", torch.bfloat16), SmallMaps():
         F.relu(conv(x), inplace=True).sum().backward()
     assert conv.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("precision", "units", "quick"), [("bf16", True, True), ("bf16", False, False), ("fp32", True, False)]
+)
+def test_trains_this_way_where_there_are_matrix_units(
+    precision: str, units: bool, quick: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(runtime, "has_matrix_units", lambda: units)
+    monkeypatch.setattr(_Convolution, "apply", lambda *args: calls.append(args))
+    with runtime.Runtime(precision).autocast():
+        nn.Conv2d(128, 128, 3)(torch.randn(1, 128, 4, 4))
+    assert bool(calls) == quick
 
 
 def taken(conv: nn.Conv2d, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> bool:
