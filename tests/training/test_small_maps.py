@@ -145,6 +145,7 @@ def test_the_answer_may_be_changed_in_place() -> None:
 @pytest.mark.parametrize(
     ("precision", "units", "quick"), [("bf16", True, True), ("bf16", False, False), ("fp32", True, False)]
 )
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_trains_this_way_where_there_are_matrix_units(
     precision: str, units: bool, quick: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
