@@ -6,7 +6,7 @@ import os
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -52,6 +52,7 @@ class Runtime:
     ) -> None:
         cpu = not torch.cuda.is_available()
         self.precision = resolve_precision(precision, cpu)
+        self.small_maps = self.precision == "bf16" and has_matrix_units()
         self.zero = zero.stage()
         self._patience = datetime.timedelta(minutes=patience)
         self._store = _meet(cpu, self._patience)
@@ -145,11 +146,13 @@ class Runtime:
     @contextmanager
     def autocast(self) -> Iterator[None]:
         """Mixed precision for a forward pass, by what the processor is quick at."""
-        # Of ZeRO accelerate knows nothing; DeepSpeed has the same settings.
-        zero = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision != "fp32")
-        quick = self.precision == "bf16" and has_matrix_units()
-        with zero if self.zero else self._accelerator.autocast(), SmallMaps() if quick else nullcontext():
+        with self._mixed_precision(), SmallMaps() if self.small_maps else nullcontext():
             yield
+
+    def _mixed_precision(self) -> AbstractContextManager:
+        if self.zero:  # of which accelerate knows nothing; DeepSpeed has the same settings
+            return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision != "fp32")
+        return self._accelerator.autocast()
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of a loss, scaled where the precision is fp16. DeepSpeed takes its optimizer step here too."""

@@ -178,9 +178,10 @@ def _introduction(trainer: Trainer, reason: str) -> str:
     recipe, runtime, samples = trainer.recipe, trainer.runtime, trainer.train.samples
     sets = " ".join(map(str, trainer.evaluated))
     parts = f"; each rank takes its batch in {trainer.parts} parts" if trainer.parts > 1 else ""
+    quick = " with matrix products for small maps" if runtime.small_maps else ""
     return (
         f"{recipe.name}: {recipe.model.stem} {recipe.model.body} on {runtime.world} × {runtime.device.type}, "
-        f"{runtime.precision}; channel sets {sets}\n"
+        f"{runtime.precision}{quick}; channel sets {sets}\n"
         f"  {len(samples)} images, {samples.classes} classes, {reason}\n"
         f"  {trainer.steps} steps, from step {trainer.step}{parts}"
     )

@@ -62,7 +62,7 @@ class NetworkBenchmark:
     def _names(self) -> list[str]:
         """What sweeps' records call the runs, so that one picture can show both."""
         names = [_name(source) for source in self.sources]
-        names = told_apart(names, [source.stem if source.is_file() else source.name for source in self.sources])
+        names = told_apart(names, [source.stem if _is_record(source) else source.name for source in self.sources])
         names = told_apart(names, [source.parent.name for source in self.sources])
         if len(set(names)) < len(names):
             raise ConfigError(f"two sources are called the same: {' '.join(map(str, self.sources))}")
