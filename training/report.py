@@ -129,11 +129,19 @@ _TITLE = "Any set of channels"
 
 
 def _told_apart(records: Sequence[Record], sources: Sequence[Path]) -> list[Record]:
-    """Records by names of their own: those that share one get that of their folder or file as well."""
-    names = [record["name"] for record in records]
-    names = told_apart(names, [source.name if source.is_dir() else source.stem for source in sources])
-    names = told_apart(names, [str(i) for i in range(1, len(names) + 1)])
-    return [{**record, "name": name} for record, name in zip(records, names, strict=True)]
+    """Records by names of their own: those that share one get that of their folder or file as well.
+
+    A benchmark may be called as the sweep of its first network is.
+    """
+    named = list(records)
+    for kind in {record["kind"] for record in records}:
+        places = [i for i, record in enumerate(records) if record["kind"] == kind]
+        names = [records[i]["name"] for i in places]
+        names = told_apart(names, [sources[i].name if sources[i].is_dir() else sources[i].stem for i in places])
+        names = told_apart(names, [str(i + 1) for i in places])
+        for i, name in zip(places, names, strict=True):
+            named[i] = {**records[i], "name": name}
+    return named
 
 
 def updated(file: Path) -> str:

@@ -186,6 +186,10 @@ def _check_records_will_do(first, second, tmp_path, program, capsys):
     assert program("benchmark", "networks", sweep, changed, second, "--record", file, *quick) == 0
     timed = list(read_record(file)["parts"]["inference"]["rates"])
     assert timed == ["flat (sweep-test)", "flat, changed", f"flat ({second.name})"]
+    assert program("benchmark", "networks", sweep, "--record", file, *quick) == 0  # called as the sweep is
+    figure = tmp_path / "networks.svg"
+    assert program("report", sweep, file, "--of", "networks", "--figure", figure) == 0
+    assert "latency" in figure.read_text()
     capsys.readouterr()
     assert program("benchmark", "networks", file, *quick) == 2
     assert "a record of benchmark networks, which has no recipe" in capsys.readouterr().err
