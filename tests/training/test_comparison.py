@@ -93,13 +93,23 @@ def test_experts_are_one_model_beside_others_and_many_alone():
     assert len(accuracy_rows([OURS, OURS])) == 3  # two runs may share a name
 
 
+def network(name: str, right: int, distill: float = 0.0) -> dict:
+    losses = ((0, 3.0), (1, 1.25), (1, 0.75))  # and the validation that follows the last
+    history = [{"epoch": epoch, "train/loss": loss} for epoch, loss in losses] + [{"epoch": 2, "val/top1/RG": 0.8}]
+    recipe = {"schedule": {"distill": distill}}
+    return record(name, {"RG": right}, cost=COST, history=history, recipe=recipe)
+
+
 def test_networks_against_the_first():
-    big, small = (record(name, {"RG": n}, cost=COST) for name, n in (("big", 160), ("small", 150)))
-    head, first, second = network_rows([big, small])
+    short = network("short", 150) | {"history": []}
+    head, first, second, taught, none = network_rows(
+        [network("big", 160), network("small", 150), network("taught", 150, distill=0.9), short]
+    )
     assert head[2:4] == ["÷ big", "p"]
     assert first[:4] == ["big", "80.0 (0.0–100.0)", "1", "–"]
     assert second[2].startswith("0.938 (")
-    assert second[3:] == ["p = .002", "4", "6", "4", "6", "2.3 M", "300 M", "1 min"]
+    assert second[3:] == ["p = .002", "4", "6", "4", "6", "2.3 M", "300 M", "1.00"]
+    assert (taught[-1], none[-1]) == ("–", "–")
 
 
 def seeded(name: str, seed: int, count: int, body: str) -> dict:

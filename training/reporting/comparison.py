@@ -82,7 +82,7 @@ def ratio_note(records: Records) -> str:
 
 
 def network_rows(records: Records) -> Rows:
-    """Per network: accuracy on all channels, its ratio to the first's, depth, and what it costs.
+    """Per network: accuracy on all channels, its ratio to the first's, depth, cost, and the loss it ends at.
 
     Raises:
         DataError: records of different images, or one without the first's channel set.
@@ -91,7 +91,7 @@ def network_rows(records: Records) -> Rows:
     chosen = _first_set(records)
     first = answers(records[0])[chosen]
     head = ["network", "top-1 %", f"÷ {records[0]['name']}", "p", "D0", "D1", "D2", "D3"]
-    rows = [[*head, "parameters", "multiply-adds", "training"]]
+    rows = [[*head, "parameters", "multiply-adds", "loss"]]
     for record in records:
         mine, score = answers(record)[chosen], record["scores"][chosen]
         cost, depth = record["cost"]["sets"][chosen], record["cost"]["depth"]
@@ -103,10 +103,18 @@ def network_rows(records: Records) -> Rows:
                 *(str(depth[d]) for d in ("d0", "d1", "d2", "d3")),
                 f"{cost['parameters'] / 1e6:.1f} M",
                 f"{cost['macs'] / 1e6:.0f} M",
-                f"{record['seconds']['train'] / 60:.0f} min",
+                _last_loss(record),
             ]
         )
     return rows
+
+
+def _last_loss(record: Record) -> str:
+    """What training minimised, over its last epoch: how well the network learned the images it was shown."""
+    logged = [row for row in record["history"] if "train/loss" in row]
+    if not logged or record["recipe"]["schedule"]["distill"]:  # a teacher's loss is no cross-entropy
+        return "–"
+    return f"{np.mean([row['train/loss'] for row in logged if row['epoch'] == logged[-1]['epoch']]):.2f}"
 
 
 def network_note(records: Records) -> str:
@@ -115,7 +123,8 @@ def network_note(records: Records) -> str:
         f"On {next(iter(records[0]['scores']))}, n = {_images(records)}, with 95 % Wilson intervals; ratios with "
         f"95 % intervals by {RESAMPLES} bootstrap samples of the images; p of McNemar's exact test against the "
         "first. D0: blocks; D1: learned maps and products of activations on the longest path; D2: affine maps "
-        "that nonlinearities separate; D3: distinct weights on that path. Trained on "
+        "that nonlinearities separate; D3: distinct weights on that path. Loss: mean over training's last epoch; "
+        "– where a teacher makes it another one. Trained on "
         f"{'; '.join(sorted({record['trained']['hardware'] for record in records}))}."
     )
 
