@@ -174,7 +174,7 @@ BODIES: dict[BodyName, Body] = {
     "resnet18": _resnet("resnet18"),
     "resnet34": _resnet("resnet34"),
     "strict": _two_layer(StemShape(512, 7, 4), two_layer.strict, "kernel_size", "deep"),
-    "matched": _two_layer(StemShape(512, 8, 4), two_layer.matched, "kernel_size", "deep"),
+    "matched": _two_layer(StemShape(512, 7, 4), two_layer.matched, "kernel_size", "deep"),
     "rrdb": _two_layer(StemShape(64, 7, 4), two_layer.rrdb, "growth"),
     "attention": _two_layer(StemShape(192, 7, 4), two_layer.attention),
     "graph": _two_layer(StemShape(192, 7, 4), two_layer.graph, "neighbours"),
