@@ -15,7 +15,7 @@ _GROUPS = 4  # of the update, the paper's "multi-head" one
 
 @torch.no_grad()
 def nearest(nodes: Tensor, count: int) -> Tensor:
-    """The nodes most alike to each by their features' direction, itself among them.
+    """The nodes most alike to each by their features' direction: first itself, unless others point the same way.
 
     A choice has no gradient. It is made in float32 even under autocast; still, rounding may decide between two
     nodes that are all but equally near, so that one network can answer differently on another machine.
@@ -41,7 +41,7 @@ class MaxRelativeGraphConv(nn.Module):
 
     Args:
         features: C, divisible by 2.
-        neighbours: of each node, itself among them.
+        neighbours: of each node, itself included.
 
     Shape:
         N×C×H×W → N×2C×H×W.
@@ -68,7 +68,8 @@ def max_relative(nodes: Tensor, neighbours: Tensor) -> Tensor:
     """max_j (x_j - x_i) for each node i over its neighbours j: N×T×C and N×T×k → N×T×C.
 
     The gradient goes to the neighbour that is largest, the nearest of them where several are. Which one that is
-    gets found without gradients, so that what all neighbours hold need not be kept for the backward pass.
+    gets found without gradients, so that what all neighbours hold need not be kept for the backward pass. A node
+    that is no number stays so; its neighbours may overlook it.
     """
     if torch.compiler.is_exporting():  # where the map's size, and with it their number, may be left open
         places = neighbours.flatten(1).unsqueeze(2).expand(-1, -1, nodes.shape[2])
@@ -87,8 +88,7 @@ def _largest(nodes: Tensor, neighbours: Tensor) -> Tensor:
     place = torch.zeros_like(most, dtype=torch.int16)
     for j, row in enumerate(rows[1:], start=1):
         value = flat[row]
-        larger = ~(value <= most)  # what is no number is larger, lest it be lost
-        place = torch.maximum(place, larger * place.new_tensor(j))
+        place = torch.maximum(place, (value > most) * place.new_tensor(j))
         most = torch.maximum(most, value)
     return neighbours.gather(2, place.long())
 
@@ -102,7 +102,7 @@ class GraphBlock(nn.Module):
 
     Args:
         features: C, divisible by 2.
-        neighbours: of each node, itself among them; ViG has 9.
+        neighbours: of each node, itself included; ViG has 9.
         expansion: hidden width of the feed-forward network, in multiples of C.
 
     Shape:
