@@ -93,7 +93,7 @@ def _load(
     theirs, model, metadata = load_model(run_dir)
     facts = {
         "classes": (int(metadata["classes"]), samples.classes),
-        "labels": (theirs.data.labels, recipe.data.labels),
+        "labels": (theirs.data.chosen_labels, recipe.data.chosen_labels),
         "channels": (theirs.model.channels, recipe.model.channels),
     }
     if names and "class_names" in metadata:
@@ -108,6 +108,8 @@ def _load(
         print(
             f"note: {run_dir} was trained on other images than this run; if it saw those of val.txt or test.txt, "
             "what it teaches is worth less than accuracy there says",
+            *([] if "class names" in facts else ["; see that its classes are the same, in the same order"]),
+            sep="",
             file=sys.stderr,
         )
     try:

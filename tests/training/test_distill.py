@@ -92,9 +92,19 @@ def test_a_teacher_of_other_images_is_told(data_dir, finished_run, tmp_path, pro
     teacher = retold(finished_run, tmp_path / "teacher", train_fingerprint="0" * 64)
     flags = ("--schedule.distill", "0.5", "--schedule.teacher")
     assert program("train", *train_args(data_dir, tmp_path / "student", *flags, str(teacher))) == 0
-    assert f"note: {teacher} was trained on other images than this run" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"note: {teacher} was trained on other images than this run" in told
+    assert "see that its classes are the same, in the same order" in told  # the lists name none
     assert program("train", *train_args(data_dir, tmp_path / "again", *flags, str(finished_run))) == 0
     assert "other images" not in capsys.readouterr().err
+
+
+def test_classes_that_are_chosen_in_other_words_are_the_same(data_dir, tmp_path, program):
+    teacher = tmp_path / "teacher"
+    assert program("train", *train_args(data_dir, teacher, "--data.labels", "0-1")) == 0
+    flags = ("--schedule.distill", "0.5", "--schedule.teacher", str(teacher), "--data.labels")
+    assert program("train", *train_args(data_dir, tmp_path / "student", *flags, "1,0")) == 0
+    assert program("train", *train_args(data_dir, tmp_path / "other", *flags, "1-2")) == 2
 
 
 def test_an_expert_on_some_channels_cannot_teach(data_dir, tmp_path, program, capsys):
