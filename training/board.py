@@ -15,7 +15,7 @@ from training.config import Recipe
 from training.drawings import answers, channel_grid, confusion_picture, kernels, sized
 from training.evaluation.metrics import confusion
 from training.monitor import Monitor
-from training.recipe_file import settings_that_matter, to_yaml
+from training.recipe_file import settings_that_matter, to_dict, to_yaml
 
 _IMAGES = 6  # rows of a picture
 _SETS = 8  # that pictures show
@@ -44,7 +44,7 @@ class Board:
 
     def begin(self) -> None:
         """What there is to be seen before the first step."""
-        self.monitor.begin(to_yaml(self.recipe), settings_that_matter(self.recipe))
+        self.monitor.begin(to_yaml(self.recipe), settings_that_matter(to_dict(self.recipe)))
         grid = channel_grid(sized(self.images), self.vocabulary)
         self.monitor.image("input/by_channel_set", (255 * grid).byte().permute(1, 2, 0).numpy(), 0)
 

@@ -110,10 +110,10 @@ def first_difference(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> 
     return None
 
 
-def settings_that_matter(recipe: Recipe) -> dict[str, Any]:
-    """All settings that results depend on, flat, by names such as `optim.lr`."""
+def settings_that_matter(recipe: dict[str, Any]) -> dict[str, Any]:
+    """All settings of a recipe that results depend on, flat, by names such as `optim.lr`."""
     flat: dict[str, Any] = {}
-    for name, value in to_dict(recipe).items():
+    for name, value in recipe.items():
         flat |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
     return {name: value for name, value in flat.items() if name not in HARMLESS}
 

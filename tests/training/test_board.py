@@ -25,7 +25,7 @@ from training.config import Model, Recipe, Schedule
 from training.drawings import RIGHT, WRONG, _font, answers, confusion_picture, kernels, sized
 from training.evaluation.metrics import confusion
 from training.monitor import LAYOUT, Monitor, read_metrics
-from training.recipe_file import settings_that_matter
+from training.recipe_file import settings_that_matter, to_dict
 
 RGB = ("R", "G", "B")
 NAMES = ["cat", "a dog of no particular breed whatsoever", "猫", "3", "4", "five"]
@@ -125,7 +125,7 @@ def test_a_run_is_one_row_of_the_table_of_runs(watched):
 
 
 def test_settings_that_matter_are_those_that_resuming_refuses_to_change():
-    settings = settings_that_matter(Recipe())
+    settings = settings_that_matter(to_dict(Recipe()))
     assert settings["schedule.epochs"] == 30
     assert settings["seed"] == 0
     assert "schedule.profile" not in settings

@@ -94,8 +94,9 @@ def test_experts_are_one_model_beside_others_and_many_alone():
 
 
 def network(name: str, right: int, distill: float = 0.0) -> dict:
-    losses = ((0, 3.0), (1, 1.25), (1, 0.75))  # and the validation that follows the last
-    history = [{"epoch": epoch, "train/loss": loss} for epoch, loss in losses] + [{"epoch": 2, "val/top1/RG": 0.8}]
+    history = [{"epoch": epoch, "train/loss": loss} for epoch, loss in ((0, 3.0), (1, 1.25), (1, 0.75))]
+    history.insert(1, {"epoch": 1, "val/top1/RG": 0.7})
+    history.append({"epoch": 2, "val/top1/RG": 0.81})
     recipe = {"schedule": {"distill": distill}}
     return record(name, {"RG": right}, cost=COST, history=history, recipe=recipe)
 
@@ -105,15 +106,16 @@ def test_networks_against_the_first():
     head, first, second, taught, none = network_rows(
         [network("big", 160), network("small", 150), network("taught", 150, distill=0.9), short]
     )
-    assert head[2:4] == ["÷ big", "p"]
-    assert first[:4] == ["big", "80.0 (0.0–100.0)", "1", "–"]
+    assert head[2:5] == ["÷ big", "val %", "loss"]
+    assert first[:4] == ["big", "80.0 (0.0–100.0)", "1", "81.0"]
     assert second[2].startswith("0.938 (")
-    assert second[3:] == ["p = .002", "4", "6", "4", "6", "2.3 M", "300 M", "1.00"]
-    assert (taught[-1], none[-1]) == ("–", "–")
+    assert second[3:] == ["81.0", "1.00", "4", "6", "4", "6", "2.3 M", "300 M"]
+    assert (taught[3:5], none[3:5]) == (["81.0", "–"], ["–", "–"])
 
 
 def seeded(name: str, seed: int, count: int, body: str) -> dict:
-    recipe = {"name": name, "seed": seed, "model": {"stem": "any-channel", "vocabulary": "RG", "body": body}}
+    model = {"stem": "any-channel", "vocabulary": "RG", "body": body}
+    recipe = {"name": name, "seed": seed, "data": {"path": f"/of/{name}", "size": 64}, "model": model}
     return record(name, {"RG": count, "R": 0}, recipe=recipe, seed=seed)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from modeling.channels import ChannelSet, parse_names
 from pipelines.errors import DataError
 from training.evaluation.metrics import Z, mcnemar
+from training.recipe_file import settings_that_matter
 from training.reporting.answers import (
     EXPERTS,
     Answers,
@@ -90,8 +91,8 @@ def network_rows(records: Records) -> Rows:
     check_same_images(records)
     chosen = _first_set(records)
     first = answers(records[0])[chosen]
-    head = ["network", "top-1 %", f"÷ {records[0]['name']}", "p", "D0", "D1", "D2", "D3"]
-    rows = [[*head, "parameters", "multiply-adds", "loss"]]
+    head = ["network", "top-1 %", f"÷ {records[0]['name']}", "val %", "loss", "D0", "D1", "D2", "D3"]
+    rows = [[*head, "parameters", "multiply-adds"]]
     for record in records:
         mine, score = answers(record)[chosen], record["scores"][chosen]
         cost, depth = record["cost"]["sets"][chosen], record["cost"]["depth"]
@@ -99,14 +100,21 @@ def network_rows(records: Records) -> Rows:
             [
                 record["name"],
                 f"{100 * score['accuracy']:.1f} ({100 * score['low']:.1f}–{100 * score['high']:.1f})",
-                *(["1", "–"] if record is records[0] else [_ratio(mine, first), _p(mcnemar(mine, first))]),
+                "1" if record is records[0] else _ratio(mine, first),
+                _val(record, chosen),
+                _last_loss(record),
                 *(str(depth[d]) for d in ("d0", "d1", "d2", "d3")),
                 f"{cost['parameters'] / 1e6:.1f} M",
                 f"{cost['macs'] / 1e6:.0f} M",
-                _last_loss(record),
             ]
         )
     return rows
+
+
+def _val(record: Record, chosen: str) -> str:
+    """Accuracy on the validation list at the end of training: a second opinion, of other images."""
+    found = [row[f"val/top1/{chosen}"] for row in record["history"] if f"val/top1/{chosen}" in row]
+    return f"{100 * found[-1]:.1f}" if found else "–"
 
 
 def _last_loss(record: Record) -> str:
@@ -121,10 +129,11 @@ def network_note(records: Records) -> str:
     """What a reader must know to read the table of networks."""
     return (
         f"On {next(iter(records[0]['scores']))}, n = {_images(records)}, with 95 % Wilson intervals; ratios with "
-        f"95 % intervals by {RESAMPLES} bootstrap samples of the images; p of McNemar's exact test against the "
-        "first. D0: blocks; D1: learned maps and products of activations on the longest path; D2: affine maps "
-        "that nonlinearities separate; D3: distinct weights on that path. Loss: mean over training's last epoch; "
-        "– where a teacher makes it another one. Trained on "
+        f"95 % intervals by {RESAMPLES} bootstrap samples of the images, which tell what other images would "
+        "change, not what another seed would. Val: top-1 on the validation list at the end of training; loss: "
+        "what training minimised, over its last epoch (– where a teacher makes it another). D0: blocks; D1: "
+        "learned maps and products of activations on the longest path; D2: affine maps that nonlinearities "
+        "separate; D3: distinct weights on that path. Trained on "
         f"{'; '.join(sorted({record['trained']['hardware'] for record in records}))}."
     )
 
@@ -132,7 +141,8 @@ def network_note(records: Records) -> str:
 def seed_rows(records: Records) -> Rows:
     """Per network, trained with one seed or several: accuracy on all channels, and its ratio to the first's.
 
-    Runs on the same data whose recipes differ in nothing but name and seed are one network, called as the first.
+    Runs on the same data whose recipes differ in the seed, and in nothing else that results depend on, are one
+    network, called as the first.
 
     Raises:
         DataError: records of different images, one without the first's channel set, or two runs of one network
@@ -173,8 +183,8 @@ def seed_note(records: Records) -> str:
 
 def _all_but_seed(record: Record) -> str:
     """What makes two records' networks the same."""
-    recipe = {**record["recipe"], "name": None, "seed": None}
-    return json.dumps([recipe, record["fingerprint"]], sort_keys=True)
+    settings = {**settings_that_matter(record["recipe"]), "seed": None}
+    return json.dumps([settings, record["fingerprint"]], sort_keys=True)
 
 
 def _answers_by_seed(group: Records, chosen: str) -> np.ndarray:
