@@ -3,6 +3,9 @@
 Source: Han et al., "Vision GNN: An Image is Worth Graph of Nodes" (ViG), arXiv 2206.00272.
 """
 
+from collections.abc import Iterator
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -74,23 +77,29 @@ def max_relative(nodes: Tensor, neighbours: Tensor) -> Tensor:
     if torch.compiler.is_exporting():  # where the map's size, and with it their number, may be left open
         places = neighbours.flatten(1).unsqueeze(2).expand(-1, -1, nodes.shape[2])
         return nodes.gather(1, places).unflatten(1, neighbours.shape[1:]).amax(2) - nodes
-    return nodes.gather(1, _largest(nodes, neighbours)) - nodes
+    if nodes.requires_grad and torch.is_grad_enabled():
+        return nodes.gather(1, _largest(nodes, neighbours)) - nodes
+    return reduce(torch.maximum, _neighbours(nodes, neighbours)).view_as(nodes) - nodes
 
 
 @torch.no_grad()
 def _largest(nodes: Tensor, neighbours: Tensor) -> Tensor:
     """Which node among a node's neighbours has the most of a feature: N×T×C, like the nodes."""
-    images, count, _ = nodes.shape
-    first = torch.arange(images, device=nodes.device)[:, None, None] * count  # node of each image, among all
-    rows = (neighbours + first).unbind(2)
-    flat = nodes.flatten(0, 1)
-    most = flat[rows[0]]
+    values = _neighbours(nodes, neighbours)
+    most = next(values)
     place = torch.zeros_like(most, dtype=torch.int16)
-    for j, row in enumerate(rows[1:], start=1):
-        value = flat[row]
+    for j, value in enumerate(values, start=1):
         place = torch.maximum(place, (value > most) * place.new_tensor(j))
         most = torch.maximum(most, value)
-    return neighbours.gather(2, place.long())
+    return neighbours.gather(2, place.view_as(nodes).long())
+
+
+def _neighbours(nodes: Tensor, neighbours: Tensor) -> Iterator[Tensor]:
+    """Each node's nearest, then each node's second, …: k times (N·T)×C."""
+    images, count, _ = nodes.shape
+    first = torch.arange(images, device=nodes.device)[:, None, None] * count  # node of each image, among all
+    flat = nodes.flatten(0, 1)
+    return (flat.index_select(0, rows) for rows in (neighbours + first).flatten(0, 1).unbind(1))
 
 
 class GraphBlock(nn.Module):

@@ -55,6 +55,11 @@ def test_of_neighbours_alike_the_nearest_gets_the_gradient():
     assert torch.autograd.grad(found[0, 0, 0], nodes)[0].flatten().tolist() == [-1, 0, 1]
 
 
+def test_inference_and_training_find_the_same():
+    nodes, neighbours = torch.randn(2, 6, 3), torch.randint(6, (2, 6, 4))
+    assert torch.equal(max_relative(nodes.clone().requires_grad_(), neighbours), max_relative(nodes, neighbours))
+
+
 def test_a_node_that_is_no_number_stays_so():
     nodes = torch.tensor([[[1.0], [torch.nan], [0.0]]])
     assert max_relative(nodes, torch.tensor([[[0, 2], [1, 0], [2, 0]]]))[0, 1].isnan()
