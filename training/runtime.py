@@ -1,6 +1,7 @@
 """Processes, devices and precision. The only file that imports accelerate."""
 
 import datetime
+import gc
 import math
 import os
 import socket
@@ -274,6 +275,9 @@ class Runtime:
 
     def close(self) -> None:
         """Leave the process group. Not after an error: it would wait for ranks that wait for this one."""
+        # Whoever lets a model of DDP go after its gloo group may wait for ever (pytorch issue 56297).
+        self._accelerator.free_memory()
+        gc.collect()
         self._accelerator.end_training()
 
 

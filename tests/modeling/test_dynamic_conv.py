@@ -338,6 +338,7 @@ def train_on_changing_sets(rank: int, port: int, folder: str) -> None:
         parallel(torch.randn(2, len(name), 6, 6), name).square().mean().backward()
         optimizer.step()
     torch.save(module.state_dict(), f"{folder}/{rank}.pt")
+    del parallel  # before its process group, see `Runtime.close`
     torch.distributed.destroy_process_group()
 
 
