@@ -16,6 +16,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 M = TypeVar("M", bound=nn.Module)
 
+# By type of a module: its convolutions, each with the norm that follows it, where no `nn.Sequential` tells.
+NORMS_BEHIND: dict[type[nn.Module], dict[str, str]] = {}
+
 
 class AnnealedReLU(nn.Module):
     """A ReLU that becomes the identity: (1 - λ) · relu(x) + λ · x, which is a leaky ReLU of slope λ.
@@ -60,9 +63,10 @@ def anneal(module: nn.Module, progress: float) -> None:
 def merged(module: M) -> M:
     """A copy for inference, in which what follows a convolution in an `nn.Sequential` is folded into it.
 
-    That is a BatchNorm, and a 1×1 convolution from which no activation separates it any more. A grouped
-    convolution keeps its 1×1: as one dense convolution the two would compute the same (see `compose`), but slower.
-    An activation whose annealing is not over stays, and so does what is behind it.
+    That is a BatchNorm, also within a ResNet's basic blocks, and a 1×1 convolution from which no activation
+    separates it any more. A grouped convolution keeps its 1×1: as one dense convolution the two would compute the
+    same (see `compose`), but slower. An activation whose annealing is not over stays, and so does what is behind
+    it.
     """
     return _merge(copy.deepcopy(module).eval())
 
@@ -101,6 +105,11 @@ def _merge(module: M) -> M:
     for name, child in module._modules.items():  # `named_children` leaves out what stands there twice
         if child is not None:
             setattr(module, name, _merge(child))
+    for conv, norm in NORMS_BEHIND.get(type(module), {}).items():
+        both = _joined(getattr(module, conv), getattr(module, norm))
+        if both is not None:
+            setattr(module, conv, both)
+            setattr(module, norm, nn.Identity())
     return _simplified(module) if type(module) is nn.Sequential else module
 
 

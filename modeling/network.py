@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from modeling.channels import ChannelSet
 from modeling.dynamic_conv import Channels
+from modeling.merge import anneal, merged
 from modeling.stems import Stem
-from modeling.two_layer import TwoLayerBody
 
 
 class ChannelNet(nn.Module):
@@ -45,20 +45,18 @@ class ChannelNet(nn.Module):
         It is for stems that attend to their templates, and for bodies that are trained deeper than they shall be.
         """
         self.stem.anneal(progress)
-        if isinstance(self.body, TwoLayerBody):
-            self.body.anneal(progress)
+        anneal(self.body, progress)
 
     def materialize(self, channels: Channels = None, *, fold: bool = True) -> nn.Sequential:
         """The network for one channel set with a plain stem, in inference mode; it shares no memory with this.
 
         Args:
             channels: the set, all channels if None.
-            fold: the stem's norm into its convolution, and those of a two-layer network's body, see
-                `TwoLayerBody.merged`; else norms stay, for whoever wants to change their statistics.
+            fold: norms, and what was there for training only, into convolutions, see `modeling.merge`; else they
+                stay, for whoever wants to change the norms' statistics.
         """
         chosen = self.stem.parse(channels)
         stem = self.stem.materialize(chosen) if fold else self.stem.unfolded(chosen)
-        merge = fold and isinstance(self.body, TwoLayerBody)
-        body = self.body.merged() if merge else copy.deepcopy(self.body)
+        body = merged(self.body) if fold else copy.deepcopy(self.body)
         plain = nn.Sequential(OrderedDict(stem=stem, body=body))
         return plain.eval().requires_grad_(False)

@@ -8,8 +8,11 @@ from collections import OrderedDict
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from modeling.merge import NORMS_BEHIND
+
 STEM_FEATURES, STEM_KERNEL, STEM_STRIDE = 64, 7, 2
 _BLOCKS = {"resnet10": [1, 1, 1, 1], "resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}  # in each of four stages
+NORMS_BEHIND[BasicBlock] = {"conv1": "bn1", "conv2": "bn2"}
 
 
 def resnet_body(name: str, classes: int) -> nn.Sequential:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from modeling.attention import AttentionBlock
 from modeling.graph_conv import GraphBlock
-from modeling.merge import AnnealedReLU, anneal, merged
+from modeling.merge import AnnealedReLU
 from modeling.pooling import POOLINGS, Pooling
 from modeling.recurrent import ConvGRU
 from modeling.rrdb import RRDB
@@ -53,20 +53,6 @@ class TwoLayerBody(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
         return self.head(self.layer2(self.layer1(self.relu(x))))
-
-    def anneal(self, progress: float) -> None:
-        """Called before each training step with the part of the annealing that is over, 0 to 1 and beyond.
-
-        Only a body trained deep has something to anneal.
-        """
-        anneal(self, progress)
-
-    def merged(self) -> "TwoLayerBody":
-        """A copy for inference with norms, and what was there for training only, folded into convolutions.
-
-        Activations whose annealing is not over stay, and the copy still computes what this body does.
-        """
-        return merged(self)
 
 
 def strict(

@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from modeling.merge import AnnealedReLU, anneal, compose, merged
+from modeling.resnet import resnet_body
 
 
 def settle(module, shape):
@@ -136,3 +137,10 @@ def test_a_norm_without_statistics_stays():
     layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).eval()
     x = torch.randn(2, 3, 6, 6)
     assert torch.allclose(merged(layers)(x), layers(x), atol=1e-5)
+
+
+def test_norms_of_a_resnet_are_folded():
+    body = settle(resnet_body("resnet18", 4), (8, 64, 16, 16))
+    plain, x = merged(body), torch.randn(2, 64, 15, 17)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in plain.modules())
+    assert torch.allclose(plain(x), body(x), rtol=1e-4, atol=1e-4)

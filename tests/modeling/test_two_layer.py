@@ -168,7 +168,7 @@ def test_tables_of_depths_are_those_that_are_measured(file):
 @pytest.mark.parametrize("deep", [False, True])
 def test_weight_layers_of_what_is_deployed(body, count, deep):
     model = settled(body, deep=deep)
-    model.body.anneal(1)
+    model.anneal(1)
     plain = model.materialize("RGB")
     layers = [part for part in plain.modules() if any(True for _ in part.parameters(recurse=False))]
     assert [type(layer) for layer in layers] == [nn.Conv2d] * (count - 1) + [nn.Linear]
@@ -188,7 +188,7 @@ def test_trained_deep_and_merged_computes_the_same(body):
     model, x = settled(body, deep=True), torch.randn(2, 3, 33, 32)
     with torch.no_grad():
         for progress in (0, 0.5, 1, 2):
-            model.body.anneal(progress)
+            model.anneal(progress)
             assert torch.allclose(model.materialize()(x), model(x), atol=1e-4)
     shallow = settled(body)
     assert count_parameters(model) > 1.1 * count_parameters(shallow)
@@ -201,7 +201,7 @@ def test_deep_training_changes_what_is_computed_until_it_is_annealed(body):
     with torch.no_grad():
         outputs = []
         for progress in (0, 0.5, 1):
-            model.body.anneal(progress)
+            model.anneal(progress)
             outputs.append(model(x))
     assert not any(torch.allclose(one, other, atol=1e-2) for one, other in pairwise(outputs))
 
@@ -211,16 +211,15 @@ def test_costs_against_hand_counts():
     stem, c = 3 * 49 * 32 * 256, 32
     strict = 25 * c * 2 * c * 64 + 9 * 2 * c * 4 * c * 16
     assert count_macs(settled("strict").materialize(), x) == stem + strict + 8 * c * 5
-    stem = 3 * 64 * 32 * 289  # an even kernel has one position more
-    matched = (49 * c + c * 2 * c) * 289 + (49 * 2 * c + 2 * c * 4 * c) * 64
+    matched = (49 * c + c * 2 * c) * 256 + (49 * 2 * c + 2 * c * 4 * c) * 64
     assert count_macs(settled("matched").materialize(), x) == stem + matched + 8 * c * 5
 
 
 @pytest.mark.parametrize("body", [body for body in SMALL if body != "strict"])
 def test_costs_no_more_than_a_resnet34(body):
-    """Which has 300 million multiply-adds at 64 px and 21 million parameters; matched has a tenth more."""
+    """Which has 300 million multiply-adds at 64 px and 21 million parameters."""
     model = build_model(body, "zero-fill", RGB, 100)
-    assert count_macs(model.materialize(), torch.zeros(1, 3, 64, 64)) < 1.1 * 300e6
+    assert count_macs(model.materialize(), torch.zeros(1, 3, 64, 64)) < 300e6
     assert count_parameters(model) < 4e6
 
 
