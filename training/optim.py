@@ -1,9 +1,10 @@
 """Optimizer and learning rate."""
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.config import Optim
 
@@ -30,7 +31,32 @@ def build_optimizer(model: nn.Module, settings: Optim) -> torch.optim.Optimizer:
         {"params": free, "weight_decay": 0.0, **other},
     ]
     name = "nmuon" if muon else settings.optimizer  # with Nesterov momentum, as sgd has it
-    return create_optimizer_v2(groups, opt=name, lr=settings.lr, momentum=settings.momentum)
+    fused = {"fused": True} if name in ("sgd", "adamw") else {}  # one pass over the memory in place of several
+    optimizer = create_optimizer_v2(groups, opt=name, lr=settings.lr, momentum=settings.momentum, **fused)
+    optimizer.register_step_pre_hook(_align)
+    return optimizer
+
+
+def _align(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Lay out gradients and moments as their parameters are.
+
+    What is fused goes through them as they lie in memory, and on a CPU does not look whether they lie alike.
+    Autograd sees to it for gradients; moments from a checkpoint may be of another memory format.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and _layout(parameter.grad) != _layout(parameter):
+                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                same = not isinstance(value, Tensor) or value.shape != parameter.shape
+                if not same and _layout(value) != _layout(parameter):
+                    state[name] = torch.empty_like(parameter).copy_(value)
+
+
+def _layout(tensor: Tensor) -> list[int]:
+    """Strides of the dimensions that have more than one entry; those of the others mean nothing."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
 
 
 def learning_rate(settings: Optim, step: int, steps: int, steps_per_epoch: int) -> float:

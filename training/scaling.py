@@ -322,7 +322,7 @@ def count_kernels(network: nn.Module) -> int:
         with torch.autocast("cpu", torch.bfloat16):
             loss = F.cross_entropy(network(torch.zeros(2, 3, 32, 32)), torch.arange(2))
         loss.backward()
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=True)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
         optimizer.step()
     return counter.count
 

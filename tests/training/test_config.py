@@ -1,7 +1,9 @@
+import copy
 import math
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -163,6 +165,33 @@ def test_every_optimizer_lowers_a_loss(name):
         optimizer.step()
         optimizer.zero_grad()
     assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_steps_do_not_depend_on_how_tensors_lie_in_memory(name):
+    plain = nn.Conv2d(6, 8, 3)
+    laid_out = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    settings = Optim(optimizer=name, lr=0.1, weight_decay=0.01)
+    kind = {"sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True), "adamw": torch.optim.AdamW}[name]
+    ours = build_optimizer(laid_out, settings)
+    groups = [{"params": [plain.weight], "weight_decay": 0.01}, {"params": [plain.bias], "weight_decay": 0.0}]
+    wanted = kind(groups, lr=0.1)
+    for step in range(4):
+        plain.weight.grad, plain.bias.grad = torch.randn_like(plain.weight), torch.randn_like(plain.bias)
+        laid_out.weight.grad, laid_out.bias.grad = plain.weight.grad.clone(), plain.bias.grad.clone()
+        if step % 2:
+            laid_out.weight.grad = laid_out.weight.grad.contiguous(memory_format=torch.channels_last)
+        if step == 2:  # as from a checkpoint
+            state = ours.state_dict()
+            state["state"] = {
+                i: {key: value.clone(memory_format=torch.contiguous_format) for key, value in moments.items()}
+                for i, moments in state["state"].items()
+            }
+            ours.load_state_dict(state)
+        wanted.step()
+        ours.step()
+    assert torch.allclose(laid_out.weight, plain.weight, atol=1e-5)
+    assert torch.allclose(laid_out.bias, plain.bias, atol=1e-5)
 
 
 def test_muon_is_for_the_weights_of_layers():
