@@ -66,7 +66,7 @@ def merged(module: M) -> M:
     That is a BatchNorm, also within a ResNet's basic blocks, and a 1×1 convolution from which no activation
     separates it any more. A grouped convolution keeps its 1×1: as one dense convolution the two would compute the
     same (see `compose`), but slower. An activation whose annealing is not over stays, and so does what is behind
-    it.
+    it. A linear map takes in the BatchNorm of vectors before it.
     """
     return _merge(copy.deepcopy(module).eval())
 
@@ -127,8 +127,10 @@ def _simplified(layers: nn.Sequential) -> nn.Sequential:
     return nn.Sequential(kept)
 
 
-def _joined(first: nn.Module, second: nn.Module) -> nn.Conv2d | None:
-    """The convolution that does the work of both, if there is one that costs no more."""
+def _joined(first: nn.Module, second: nn.Module) -> nn.Conv2d | nn.Linear | None:
+    """The layer that does the work of both, if there is one that costs no more."""
+    if isinstance(first, nn.BatchNorm1d) and isinstance(second, nn.Linear) and first.running_mean is not None:
+        return _absorb(first, second) if first.affine else None
     if not isinstance(first, nn.Conv2d):
         return None
     if isinstance(second, nn.BatchNorm2d) and second.running_mean is not None:
@@ -136,6 +138,16 @@ def _joined(first: nn.Module, second: nn.Module) -> nn.Conv2d | None:
     if first.groups == 1 and _is_pointwise(second):
         return compose(first, second)
     return None
+
+
+def _absorb(norm: nn.BatchNorm1d, linear: nn.Linear) -> nn.Linear:
+    """A linear map that normalises what it takes in."""
+    gain = (norm.running_var + norm.eps).rsqrt() * norm.weight
+    shift = norm.bias - norm.running_mean * gain
+    both = copy.deepcopy(linear)
+    both.bias = nn.Parameter(linear.weight @ shift + (0 if linear.bias is None else linear.bias))
+    both.weight.mul_(gain)
+    return both
 
 
 def _is_pointwise(layer: nn.Module) -> bool:

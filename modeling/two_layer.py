@@ -21,6 +21,7 @@ width. All take images from 32 px on.
 
 from collections import OrderedDict
 from functools import partial
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ from modeling.recurrent import ConvGRU
 from modeling.rrdb import RRDB
 
 _HEAD_FEATURES = 32  # of each head of an attention
+_COMMON_FEATURES = 512  # that classifiers of ResNets see
 
 
 class TwoLayerBody(nn.Module):
@@ -92,7 +94,7 @@ def matched(
     return TwoLayerBody(
         _separable(features, 2 * features, kernel_size, deep),
         _separable(2 * features, 4 * features, kernel_size, deep),
-        _head(4 * features, classes, pooling),
+        _head(4 * features, classes, pooling, norm="out"),
     )
 
 
@@ -101,7 +103,7 @@ def rrdb(features: int, classes: int, *, pooling: Pooling = "mean-std", growth: 
     return TwoLayerBody(
         RRDB(features, growth),
         nn.Sequential(*_reduction(features, 2 * features), RRDB(2 * features, 2 * growth)),
-        _head(2 * features, classes, pooling, norm=True),
+        _head(2 * features, classes, pooling, norm="in"),
     )
 
 
@@ -114,7 +116,7 @@ def attention(features: int, classes: int, *, pooling: Pooling = "mean-std") -> 
     return TwoLayerBody(
         _attention(features),
         nn.Sequential(*_reduction(features, 2 * features), _attention(2 * features)),
-        _head(2 * features, classes, pooling, norm=True),
+        _head(2 * features, classes, pooling, norm="in"),
     )
 
 
@@ -123,7 +125,7 @@ def graph(features: int, classes: int, *, pooling: Pooling = "mean-std", neighbo
     return TwoLayerBody(
         GraphBlock(features, neighbours),
         nn.Sequential(*_reduction(features, 2 * features), GraphBlock(2 * features, neighbours)),
-        _head(2 * features, classes, pooling, norm=True),
+        _head(2 * features, classes, pooling, norm="in"),
     )
 
 
@@ -135,7 +137,7 @@ def rrdb_attention(
     return TwoLayerBody(
         RRDB(features, growth),
         nn.Sequential(*_reduction(features, wide), _attention(wide)),
-        _head(wide, classes, pooling, norm=True),
+        _head(wide, classes, pooling, norm="in"),
     )
 
 
@@ -198,8 +200,22 @@ def _conv(planes: int, features: int, kernel_size: int, stride: int = 1, groups:
     return conv
 
 
-def _head(features: int, classes: int, pooling: Pooling, norm: bool = False) -> nn.Sequential:
-    """Pooling and the classifier; a norm before it where features are a sum of residuals."""
+def _head(features: int, classes: int, pooling: Pooling, norm: Literal["", "in", "out"] = "") -> nn.Sequential:
+    """Pooling and the classifier.
+
+    Args:
+        features: C.
+        classes: number of logits.
+        pooling: see `modeling.pooling`.
+        norm: one before the pooling, for features that are a sum of residuals; or one behind it, for very many,
+            which makes what the classifier sees as long as a ResNet's features are: its steps would overshoot.
+    """
     pool = POOLINGS[pooling](features)
-    parts = OrderedDict(pool=pool, fc=nn.Linear(pool.out_features, classes))
-    return nn.Sequential(OrderedDict(norm=nn.BatchNorm2d(features)) | parts if norm else parts)
+    parts: dict[str, nn.Module] = {"pool": pool, "fc": nn.Linear(pool.out_features, classes)}
+    if norm == "in":
+        parts = {"norm": nn.BatchNorm2d(features), **parts}
+    elif norm == "out":
+        behind = nn.BatchNorm1d(pool.out_features)
+        nn.init.constant_(behind.weight, (_COMMON_FEATURES / pool.out_features) ** 0.5)
+        parts = {"pool": pool, "norm": behind, "fc": parts["fc"]}
+    return nn.Sequential(OrderedDict(parts))

@@ -144,3 +144,16 @@ def test_norms_of_a_resnet_are_folded():
     plain, x = merged(body), torch.randn(2, 64, 15, 17)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in plain.modules())
     assert torch.allclose(plain(x), body(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_norm_before_a_linear_map_is_taken_in(bias):
+    layers = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 4, bias=bias))
+    nn.init.uniform_(layers[0].weight, 0.5, 2)
+    nn.init.normal_(layers[0].bias)
+    layers(3 + 2 * torch.randn(50, 6))
+    plain, x = merged(layers.eval()), torch.randn(5, 6)
+    assert [type(part) for part in plain] == [nn.Linear]
+    assert torch.allclose(plain(x), layers(x), atol=1e-5)
+    bare = nn.Sequential(nn.BatchNorm1d(6, affine=False), nn.Linear(6, 4)).eval()
+    assert torch.allclose(merged(bare)(x), bare(x), atol=1e-5)

@@ -223,6 +223,15 @@ def test_costs_no_more_than_a_resnet34(body):
     assert count_parameters(model) < 4e6
 
 
+def test_the_classifier_of_a_wide_body_sees_what_that_of_a_resnet_sees():
+    """A vector as long as 512 features: steps that suit one suit the other."""
+    model, seen = build_model("matched", "any-channel", RGB, 5, width=1 / 4).train(), []
+    model.body.head.fc.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    model(torch.randn(32, 3, 64, 64))
+    assert seen[0].shape[1] == 1024
+    assert seen[0].square().sum(1).mean().item() == pytest.approx(512, rel=0.02)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "mean-std", "covariance"])
 def test_pooling_of_the_head(pooling):
     model = settled("strict", pooling=pooling)
