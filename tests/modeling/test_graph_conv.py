@@ -60,11 +60,6 @@ def test_inference_and_training_find_the_same():
     assert torch.equal(max_relative(nodes.clone().requires_grad_(), neighbours), max_relative(nodes, neighbours))
 
 
-def test_a_node_that_is_no_number_stays_so():
-    nodes = torch.tensor([[[1.0], [torch.nan], [0.0]]])
-    assert max_relative(nodes, torch.tensor([[[0, 2], [1, 0], [2, 0]]]))[0, 1].isnan()
-
-
 def test_graph_convolution_against_one_map_for_each_group():
     conv = MaxRelativeGraphConv(6, neighbours=3).eval()
     x = torch.randn(1, 6, 2, 4)
