@@ -33,7 +33,8 @@ def build_optimizer(model: nn.Module, settings: Optim) -> torch.optim.Optimizer:
     name = "nmuon" if muon else settings.optimizer  # with Nesterov momentum, as sgd has it
     fused = {"fused": True} if name in ("sgd", "adamw") else {}  # one pass over the memory in place of several
     optimizer = create_optimizer_v2(groups, opt=name, lr=settings.lr, momentum=settings.momentum, **fused)
-    optimizer.register_step_pre_hook(_align)
+    if fused:
+        optimizer.register_step_pre_hook(_align)
     return optimizer
 
 
