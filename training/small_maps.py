@@ -8,6 +8,7 @@ have the gradient of their weights sooner in float32. `training.benchmark train`
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
@@ -107,34 +108,52 @@ class _Convolution(torch.autograd.Function):
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, groups: int) -> Tensor:
-    rows, columns = weight.shape[2:]
-    mirrored = rows - 1 - padding[0], columns - 1 - padding[1]
-    if groups > 1 or stride != (1, 1) or min(mirrored) < 0 or not _is_tiny(weight, grad.shape[2:]):
+    if groups > 1 or not _is_tiny(weight, grad.shape[2:]):
         return _library(grad, x, weight, stride, padding, groups, (True, False, False))[0]
-    return _product(grad, weight.flip(2, 3).transpose(0, 1), None, (1, 1), mirrored)
+    kernel, (height, width) = weight.shape[2:], x.shape[2:]
+    wide = x.new_zeros(len(x), height + 2 * padding[0], width + 2 * padding[1], x.shape[1], dtype=torch.float32)
+    windows = _windows(wide, kernel, stride)
+    products = (_rows(grad) @ _kernels(weight)).view(windows.shape)
+    for i, j in product(*map(range, kernel)):  # windows overlap, but not at the same place of the kernel
+        windows[:, :, :, i, j] += products[:, :, :, i, j]
+    inside = wide[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
+    return inside.to(x.dtype, memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, groups: int) -> Tensor:
     if groups > 1:
         precise = grad.float(), x.float(), weight.float()
         return _library(*precise, stride, padding, groups, (False, True, False))[1].to(weight.dtype)
-    products = grad.permute(0, 2, 3, 1).flatten(0, 2).mT @ _unfold(x, weight.shape[2:], stride, padding)
+    products = _rows(grad).mT.contiguous() @ _unfold(x, weight.shape[2:], stride, padding)
     return products.unflatten(1, (*weight.shape[2:], -1)).permute(0, 3, 1, 2)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
     """A convolution as one matrix product."""
-    kernels = weight.permute(0, 2, 3, 1).flatten(1)
-    y = F.linear(_unfold(x, weight.shape[2:], stride, padding), kernels, bias)
+    y = F.linear(_unfold(x, weight.shape[2:], stride, padding), _kernels(weight), bias)
     size = _map_size(x, weight.shape[2:], stride, padding)
     return y.view(len(x), *size, len(weight)).permute(0, 3, 1, 2)
 
 
 def _unfold(x: Tensor, kernel: Sequence[int], stride: Pair, padding: Pair) -> Tensor:
     """N×C×H×W → (N·rows·columns)×(k·k·C): what a kernel sees from each position of its answer."""
-    x = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1)
-    seen = x.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1])  # N×rows×columns×C×k×k
-    return seen.permute(0, 1, 2, 4, 5, 3).flatten(0, 2).flatten(1)
+    wide = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1)
+    return _windows(wide, kernel, stride).flatten(0, 2).flatten(1)
+
+
+def _windows(x: Tensor, kernel: Sequence[int], stride: Pair) -> Tensor:
+    """N×H×W×C → N×rows×columns×k×k×C, all views of the same memory."""
+    return x.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1]).permute(0, 1, 2, 4, 5, 3)
+
+
+def _rows(grad: Tensor) -> Tensor:
+    """N×O×rows×columns → (N·rows·columns)×O."""
+    return grad.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _kernels(weight: Tensor) -> Tensor:
+    """O×C×k×k → O×(k·k·C)."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
 
 
 def _library(
