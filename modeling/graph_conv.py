@@ -14,6 +14,7 @@ from modeling.attention import PositionEncoding
 from modeling.precision import uncast
 
 _GROUPS = 4  # of the update, the paper's "multi-head" one
+_COUNTED = 256  # as far as bfloat16 counts
 
 
 @torch.no_grad()
@@ -87,10 +88,12 @@ def _largest(nodes: Tensor, neighbours: Tensor) -> Tensor:
     """Which node among a node's neighbours has the most of a feature: N×T×C, like the nodes."""
     values = _neighbours(nodes, neighbours)
     most = next(values)
-    place = torch.zeros_like(most, dtype=torch.int16)
+    exact = most.dtype if neighbours.shape[2] <= _COUNTED else torch.float32
+    place, later = torch.zeros_like(most, dtype=exact), torch.empty_like(most, dtype=exact)
     for j, value in enumerate(values, start=1):
-        place = torch.maximum(place, (value > most) * place.new_tensor(j))
-        most = torch.maximum(most, value)
+        torch.gt(value, most, out=later)  # as numbers: for truth values torch goes one by one on a CPU
+        torch.maximum(place, later.mul_(j), out=place)
+        torch.maximum(most, value, out=most)
     return neighbours.gather(2, place.view_as(nodes).long())
 
 

@@ -55,6 +55,15 @@ def test_of_neighbours_alike_the_nearest_gets_the_gradient():
     assert torch.autograd.grad(found[0, 0, 0], nodes)[0].flatten().tolist() == [-1, 0, 1]
 
 
+def test_many_neighbours_are_told_apart_in_half_precision():
+    nodes = torch.randn(1, 600, 3).bfloat16()
+    nodes[0, 511] = 9
+    nodes.requires_grad_()
+    found = max_relative(nodes, torch.arange(600).expand(1, 600, 600))
+    gradient = torch.autograd.grad(found[0, 0].sum(), nodes)[0]
+    assert gradient[0, 511].tolist() == [1, 1, 1] and gradient[0, 0].tolist() == [-1, -1, -1]
+
+
 def test_inference_and_training_find_the_same():
     nodes, neighbours = torch.randn(2, 6, 3), torch.randint(6, (2, 6, 4))
     assert torch.equal(max_relative(nodes.clone().requires_grad_(), neighbours), max_relative(nodes, neighbours))
