@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.summary.writer import event_file_writer
 from tiny import train_args
 
 from modeling.channels import ChannelSet
@@ -63,8 +64,10 @@ def board_of(run_dir: Path) -> EventAccumulator:
     return EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"images": 0, "tensors": 0}).Reload()
 
 
-def test_a_run_that_goes_on_has_every_step_once(tmp_path):
+def test_a_run_that_goes_on_has_every_step_once(tmp_path, monkeypatch):
     """Killed after step 5, resumed from step 3; then begun anew, since no checkpoint was left."""
+    # Three processes, in other seconds; here all in one, whose files sort by a number: 10 before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     pixels = np.zeros((4, 4, 3), np.uint8)
     killed = Monitor(tmp_path, active=True)
     killed.begin("name: x", {"optim.lr": 0.1})
