@@ -59,6 +59,13 @@ def test_as_precise_as_the_library(data: st.DataObject) -> None:
         assert ours <= 1.5 * theirs + 2e-3
 
 
+@pytest.mark.parametrize("stride", [1, 2, (1, 3)], ids=str)
+def test_what_overlapping_windows_ask_of_an_input_adds_up(stride: int | tuple[int, int]) -> None:
+    conv, x = nn.Conv2d(32, 512, 3, stride, padding=1), torch.randn(2, 32, 4, 4, requires_grad=True)
+    for theirs, ours in zip(*errors(conv, x), strict=True):
+        assert ours <= 1.5 * theirs + 2e-3
+
+
 @pytest.mark.parametrize(("size", "features"), [(2, 512), (4, 512), (8, 128)])
 def test_takes_over_where_it_is_quick(size: int, features: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken(nn.Conv2d(features, features, 3, padding=1), torch.randn(1, features, size, size), monkeypatch)
