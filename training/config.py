@@ -401,3 +401,8 @@ class Recipe:
             ) from None
         if not named or len(set(named)) < len(named):
             raise ConfigError(f"--schedule.channel-sets {wanted!r}: name one set or more, each of them once")
+        if itself and all(len(chosen) < len(model.channels) for chosen in named):
+            raise ConfigError(
+                f"--schedule.distill: the network answers on all channels, which --schedule.channel-sets {wanted} "
+                f"never shows it; add {model.vocabulary} to them, or name a --schedule.teacher"
+            )

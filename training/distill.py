@@ -14,6 +14,7 @@ from pipelines.samples import Samples
 from training.build import load_model
 from training.config import ConfigError, Recipe
 from training.runtime import Runtime
+from training.subsets import trained_sets
 
 
 class Teacher:
@@ -29,7 +30,7 @@ class Teacher:
         runtime: device and precision.
 
     Raises:
-        ConfigError: the teacher was trained on other classes or channels, or does not take all of them.
+        ConfigError: the teacher was trained on other classes or channels, or never on all of them at once.
         DataError: the teacher's run directory cannot be read.
     """
 
@@ -113,6 +114,10 @@ def _load(
             file=sys.stderr,
         )
     try:
-        return model.materialize()
+        network = model.materialize()
     except ValueError as error:
         raise ConfigError(f"--schedule.teacher {run_dir} cannot teach: {error}") from None
+    if all(len(chosen) < len(recipe.model.channels) for chosen in trained_sets(theirs)):
+        seen = theirs.schedule.channel_sets
+        raise ConfigError(f"--schedule.teacher {run_dir} cannot teach: it never saw all channels, but {seen}")
+    return network

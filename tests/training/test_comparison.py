@@ -75,6 +75,12 @@ def test_ratios_are_to_networks_trained_on_one_set():
     assert [cell.split()[0] for cell in rows[1][1:]] == ["0.889", "0.909", "0.750"]
 
 
+def test_ratios_of_sets_that_nobody_scored_are_left_out():
+    partly = record("partly", {"RG": 160}, trained_on=["RG", "R"])
+    elsewhere = record("expert-G", {"R": 3}, "plain", ["G"])
+    assert ratio_rows([partly, OURS, EXPERT_R, elsewhere])[1][1:] == ["–"]
+
+
 def test_interval_of_a_ratio_covers_it_and_shrinks():
     rng = np.random.default_rng(1)
     a, b = rng.random(400) < 0.5, rng.random(400) < 0.6
@@ -135,8 +141,11 @@ def test_runs_that_differ_in_their_seed_are_one_network():
     assert other[1:4] == ["1", "50.0", "50.0"]
     with pytest.raises(DataError, match="big, again: of one recipe, and two have the same seed"):
         seed_rows([runs[0], seeded("again", 0, 150, "resnet34")])
+    newer = runs[2] | {"recipe": runs[2]["recipe"] | {"augment": {"rand_augment": 0}}}
+    assert [row[0] for row in seed_rows([runs[0], newer])[1:]] == ["big"]
     elsewhere = runs[2] | {"fingerprint": {"train": "another list", "test": "f"}}
-    assert [row[0] for row in seed_rows([runs[0], elsewhere])[1:]] == ["big", "big-1"]
+    for other in (elsewhere, runs[2] | {"recalibrated_on": 9}, runs[2] | {"stand_ins": {"B": "G"}}):
+        assert [row[0] for row in seed_rows([runs[0], other])[1:]] == ["big", "big-1"]
 
 
 @pytest.mark.parametrize("rows", [network_rows, seed_rows])

@@ -290,6 +290,7 @@ def test_neither_a_strategy_nor_a_set(strategy):
         ({}, {"temperature": 4.0}, "--schedule.temperature 4.0 does nothing without"),
         ({}, {"distill": 0.5, "channel_sets": "full"}, "nothing to teach itself"),
         ({}, {"distill": 0.5, "channel_sets": "RGB"}, "nothing to teach itself"),
+        ({}, {"distill": 0.5, "channel_sets": "RG B"}, "never shows it; add RGB to them"),
     ],
 )
 def test_rivals_refuse_what_does_not_concern_them(model, schedule, reason):

@@ -113,3 +113,11 @@ def test_an_expert_on_some_channels_cannot_teach(data_dir, tmp_path, program, ca
     flags = ("--schedule.distill", "0.5", "--schedule.teacher", str(tmp_path / "expert"))
     assert program("train", *train_args(data_dir, tmp_path / "student", *flags)) == 2
     assert "cannot teach: this plain stem takes the channels RG only" in capsys.readouterr().err
+
+
+def test_a_teacher_that_never_saw_all_channels_cannot_teach(data_dir, tmp_path, program, capsys):
+    parts = ("--schedule.channel-sets", "RG B")
+    assert program("train", *train_args(data_dir, tmp_path / "parts", *parts)) == 0
+    flags = ("--schedule.distill", "0.5", "--schedule.teacher", str(tmp_path / "parts"))
+    assert program("train", *train_args(data_dir, tmp_path / "student", *flags)) == 2
+    assert "cannot teach: it never saw all channels, but RG B" in capsys.readouterr().err

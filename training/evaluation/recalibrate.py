@@ -31,7 +31,8 @@ def recalibrate(
         batches: training images as evaluation sees them, each rank's share; what fills up the last batch counts.
         runtime: averages over the ranks.
     """
-    norms = [m for network in networks.values() for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    kinds = nn.BatchNorm1d | nn.BatchNorm2d  # of features behind the pooling, and of maps
+    norms = [m for network in networks.values() for m in network.modules() if isinstance(m, kinds)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

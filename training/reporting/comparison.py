@@ -11,8 +11,9 @@ import numpy as np
 
 from modeling.channels import ChannelSet, parse_names
 from pipelines.errors import DataError
+from training.config import Recipe
 from training.evaluation.metrics import Z, mcnemar
-from training.recipe_file import settings_that_matter
+from training.recipe_file import settings_that_matter, to_dict
 from training.reporting.answers import (
     EXPERTS,
     Answers,
@@ -64,13 +65,14 @@ def paired_note(records: Records) -> str:
 def ratio_rows(records: Records) -> Rows:
     """Per model that takes several sets: accuracy on each over that of the first network trained on it alone."""
     check_same_images(records)
-    experts = {r["trained_on"][0]: answers(r) for r in reversed(records) if len(r["trained_on"]) == 1}
+    alone = [(r["trained_on"][0], answers(r)) for r in reversed(records) if len(r["trained_on"]) == 1]
+    experts = {s: theirs[s] for s, theirs in alone if s in theirs}
     sets = [s for s in all_sets(records) if s in experts]
     rows = [["accuracy ÷ expert's", *sets]]
     for record in records:
         if len(record["trained_on"]) > 1:
             mine = answers(record)
-            rows.append([record["name"], *(_ratio(mine[s], experts[s][s]) for s in sets)])
+            rows.append([record["name"], *(_ratio(mine[s], experts[s]) if s in mine else "–" for s in sets)])
     return rows
 
 
@@ -182,9 +184,10 @@ def seed_note(records: Records) -> str:
 
 
 def _all_but_seed(record: Record) -> str:
-    """What makes two records' networks the same."""
-    settings = {**settings_that_matter(record["recipe"]), "seed": None}
-    return json.dumps([settings, record["fingerprint"]], sort_keys=True)
+    """What makes two records' networks the same. Settings newer than a recipe have their defaults in it."""
+    settings = settings_that_matter(to_dict(Recipe())) | settings_that_matter(record["recipe"]) | {"seed": None}
+    evaluated = [record.get("recalibrated_on", 0), record["stand_ins"]]
+    return json.dumps([settings, record["fingerprint"], evaluated], sort_keys=True)
 
 
 def _answers_by_seed(group: Records, chosen: str) -> np.ndarray:
