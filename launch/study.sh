@@ -5,6 +5,7 @@
 #   bash launch/study.sh a DATA_DIR table slices  these only
 #   JOBS=2 bash launch/study.sh a DATA_DIR        two at a time, each on one CPU thread
 #   RECIPE=mini-imagenet bash launch/study.sh …   another recipe in place of every run's own, say for a GPU
+#   RUNS=DIR bash launch/study.sh …               into DIR/NAME, DIR as seen from the project
 #
 # DATA_DIR is mini-ImageNet: images, train.txt, val.txt, test.txt. What was interrupted goes on where it stood; what is
 # finished is evaluated again and otherwise left as it is.
@@ -36,8 +37,9 @@ chosen() { # NAME…: their rows; all without names
 
 one() { # "NAME RECIPE FLAGS… | FLAGS… | …"
     local IFS='|' parts flags
-    read -ra parts <<<"${1//RUNS\//$RUNS/}"
+    read -ra parts <<<"$1"
     IFS=' ' read -ra flags <<<"${parts[0]}"
+    flags=("${flags[@]/#RUNS\//"$RUNS"/}") # word by word: the folder may have spaces
     local run=$RUNS/${flags[0]}
     "$PYTHON_HERE" -m training.train "${RECIPE:-${flags[1]}}" --name "${flags[0]}" --run-dir "$run" --data.path "$DATA" \
         --resume "${flags[@]:2}"
@@ -45,6 +47,7 @@ one() { # "NAME RECIPE FLAGS… | FLAGS… | …"
     local part
     for part in "${parts[@]:1}"; do
         IFS=' ' read -ra flags <<<"$part"
+        flags=("${flags[@]/#RUNS\//"$RUNS"/}")
         "$PYTHON_HERE" -m training.evaluate "$run" "${flags[@]}"
     done
 }

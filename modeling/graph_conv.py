@@ -21,6 +21,8 @@ _COUNTED = 256  # as far as bfloat16 counts
 def nearest(nodes: Tensor, count: int) -> Tensor:
     """The nodes most alike to each by their features' direction: first itself, unless others point the same way.
 
+    A node of zeros has no direction, and any neighbours.
+
     A choice has no gradient. It is made in float32 even under autocast; still, rounding may decide between two
     nodes that are all but equally near, so that one network can answer differently on another machine.
 

@@ -49,7 +49,7 @@ class AnnealedReLU(nn.Module):
 
     def extra_repr(self) -> str:
         """Shown by `print(module)`."""
-        return f"slope={self.slope.item():g}"
+        return "" if self.slope.is_meta else f"slope={self.slope.item():g}"
 
 
 def anneal(module: nn.Module, progress: float) -> None:
@@ -124,7 +124,7 @@ def _simplified(layers: nn.Sequential) -> nn.Sequential:
             kept[name] = layer
         else:
             kept[last] = both
-    return nn.Sequential(kept)
+    return nn.Sequential(kept).train(layers.training)
 
 
 def _joined(first: nn.Module, second: nn.Module) -> nn.Conv2d | nn.Linear | None:

@@ -14,6 +14,7 @@ Source: Luo et al., "Understanding the Effective Receptive Field in Deep Convolu
 """
 
 import copy
+import math
 from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
@@ -64,9 +65,10 @@ def effective_receptive_field(
             raise ValueError(f"{type(network).__name__} pools no feature map by any of {names}")
         field += _squares(middles[-1], pixels, signs)
         middles.clear()
-    if not field.any():
-        raise ValueError("no pixel moves the features in the middle of the last feature map")
-    return field / field.sum()
+    total = field.sum().item()
+    if not 0 < total < math.inf:
+        raise ValueError("no pixel moves the features in the middle of the last feature map, or not by a number")
+    return field / total
 
 
 @dataclass(frozen=True)

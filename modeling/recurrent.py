@@ -18,8 +18,9 @@ class ConvGRU(nn.Module):
     a tied residual one: its state stays within (-1, 1) however often it is applied, so that the loop needs no
     norm, which would have statistics of its own at each step and untie the steps.
 
-    Two deviations from the paper. The reset gate multiplies U_n h, not h, as in `nn.GRUCell`, so that one
-    convolution serves all gates. And the state starts as tanh(n_x), not as zero, on which a step would be wasted.
+    Three deviations from the paper. The reset gate multiplies U_n h, not h, as in `nn.GRUCell`, so that one
+    convolution serves all gates. The state starts as tanh(n_x), not as zero, on which a step would be wasted. And
+    there is a norm behind the input's convolution.
 
     Args:
         features: C.

@@ -14,7 +14,8 @@ All have D0 = 4, with stem and head:
 | rrdb-attention | residual-in-residual dense block | self-attention and MLP | 25 | 19 | 23 |
 | recurrent, 4 steps | convolutional GRU | the same | 12 | 12 | 6 |
 
-Covariance pooling adds a learned map to D1, D2 and D3, and to D1 the products that make a covariance and its root.
+Covariance pooling adds a learned map to D1 and D3, to D2 only where a nonlinearity stands before it (`strict`,
+`matched`, `recurrent`), and to D1 the products that make a covariance and its root, too.
 Where both layers keep the resolution, a mean over 2×2 positions stands between them, with a linear map to another
 width. All take images from 32 px on.
 """

@@ -18,7 +18,7 @@ from pipelines.progress import track
 from training.augment import Augmentation
 from training.board import Board
 from training.checkpoint import Checkpoints
-from training.config import Recipe
+from training.config import ConfigError, Recipe
 from training.distill import Teacher
 from training.evaluation.metrics import Score
 from training.feed import Feed
@@ -82,6 +82,7 @@ class Trainer:
         self.step = 0
         self.best = 0.0  # mean accuracy of the best sweep over val so far
         self.parts = recipe.schedule.accumulate if recipe.schedule.accumulate != "auto" else self._parts_that_fit()
+        self._check_company()
         self.commit = commit()  # of the code as the run started; it may change underneath
         self.seconds = 0.0  # spent training so far, over all runs that resumed one another
         self._started = time.perf_counter()
@@ -194,6 +195,16 @@ class Trainer:
         network.train()
         with Rehearsed(network):
             return parts_that_fit(attempt, self.recipe.data.batch_size // self.runtime.world, self.runtime)
+
+    def _check_company(self) -> None:
+        """A norm of maps has the positions of one image to go by; one of vectors has not."""
+        data, world = self.recipe.data, self.runtime.world
+        vectors = any(isinstance(part, nn.BatchNorm1d) for part in self.model.modules())
+        if vectors and data.batch_size // world // self.parts < 2:
+            raise ConfigError(
+                f"--model.body {self.recipe.model.body} has a norm that needs two images at a time: give "
+                f"--data.batch-size {2 * world * self.parts}, or fewer processes or parts (--schedule.accumulate)"
+            )
 
     def _loss(self, images: Tensor, targets: Tensor, valid: Tensor, model: nn.Module | None = None) -> Tensor:
         """Per image, (N,); that of padding rows is zero, so that each sample weighs the same in an epoch."""

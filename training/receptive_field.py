@@ -66,6 +66,8 @@ def main(job: Measurement) -> None:
     shown_again = any(source.suffix == ".json" and not source.is_dir() for source in job.sources)
     if shown_again and job.record:
         raise ConfigError(f"--record {job.record}: {job.sources[0]} is a record already; name run directories")
+    for file in filter(None, (job.record, job.figure)):
+        file.parent.mkdir(parents=True, exist_ok=True)
     records = [_read(source) for source in job.sources] if shown_again else [measure(job)]
     _show(records)
     if job.record:

@@ -43,7 +43,8 @@ class SmallMaps(TorchFunctionMode):
     """Within it, `conv2d` in one precision takes the way that is quick for its shapes.
 
     Only on a CPU, and only where nothing is compiled or exported; everything else is left as it is. Gradients have
-    no gradients of their own, and `torch.func` does not know the way.
+    no gradients of their own, and `torch.func` does not know the way. A product takes memory for k·k times the
+    input of its convolution, one after the other.
 
     Args:
         precision: "bf16", for what autocast makes bfloat16, or "fp32", for what is float32 without it.
@@ -77,8 +78,8 @@ def _quick(
 ) -> Tensor | None:
     """The convolution, or None where torch's own is as quick, or is asked for something else."""
     stride, padding, dilation = (v if isinstance(v, Sequence) else (v, v) for v in (stride, padding, dilation))
-    as_usual = len(stride) == len(padding) == 2 and (*dilation,) == (1, 1) and input.dim() == 4
-    if not (as_usual and _is_taken_in(dtype, input, weight, bias) and input.shape[1] == groups * weight.shape[1]):
+    as_usual = len(stride) == len(padding) == 2 and min(stride) > 0 and (*dilation,) == (1, 1)
+    if not (as_usual and _fit(input, weight, bias, groups) and _is_taken_in(dtype, input, weight, bias)):
         return None
     size = _map_size(input, weight.shape[2:], stride, padding)
     features, planes = len(weight), input.shape[1]
@@ -90,6 +91,12 @@ def _quick(
         return None
     tensors = [None if t is None else t.to(dtype) for t in (input, weight, bias)]
     return _Convolution.apply(*tensors, tuple(stride), tuple(padding), groups)
+
+
+def _fit(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> bool:
+    """Whether these are a batch of maps and the weights of a convolution of it."""
+    batched = x.dim() == weight.dim() == 4 and x.shape[1] == groups * weight.shape[1]
+    return batched and (bias is None or bias.shape == weight.shape[:1])
 
 
 def _is_taken_in(dtype: torch.dtype, *tensors: Tensor | None) -> bool:
@@ -137,7 +144,7 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, paddi
     for i, j in product(*map(range, kernel)):  # windows overlap, but not at the same place of the kernel
         windows[:, :, :, i, j] += products[:, :, :, i, j]
     inside = wide[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
-    return inside.to(x.dtype, memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+    return inside.to(x.dtype).contiguous().permute(0, 3, 1, 2)
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, groups: int) -> Tensor:

@@ -204,8 +204,8 @@ def test_a_study_runs_what_it_is_asked_for(copy):
     assert any(line.endswith("runs/study-a/taught --recalibrate 2000") for line in lines)
     assert sum("--schedule.teacher runs/study-a/naive" in line for line in lines) == 1
     assert len(lines) == 5
-    assert copy.run("study.sh", "a", "mini", "taught", RUNS="elsewhere/a").returncode == 0
-    assert "--schedule.teacher elsewhere/a/naive" in copy.programs.read_text()
+    assert copy.run("study.sh", "a", "mini", "taught", RUNS="else  where & /a").returncode == 0
+    assert "--schedule.teacher else  where & /a/naive" in copy.programs.read_text()
     assert copy.fails("study.sh", "a", "mini", "tabel").startswith("error: no run is called tabel")
     assert copy.fails("study.sh", "z", "mini").startswith("error: no study is called z; launch/studies holds a ")
     assert copy.fails("study.sh", "a").startswith("error: usage: bash")

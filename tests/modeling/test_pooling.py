@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from modeling.pooling import POOLINGS, CovariancePool, MeanStdPool, covariance, matrix_sqrt
 
@@ -90,6 +91,16 @@ def test_statistics_are_taken_in_full_precision(autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         pooled = MeanStdPool(1, eps=0)(x.bfloat16())
     assert pooled[0, 1].item() == pytest.approx(2**-8, rel=0.01)
+
+
+def test_covariances_are_taken_in_full_precision():
+    x = torch.randn(2, 6, 5, 5, dtype=torch.bfloat16).relu()
+    pool = CovariancePool(6)
+    pool.reduce = nn.Identity()
+    pool.upper = torch.arange(36)
+    root = matrix_sqrt(covariance(x.float(), pool.eps), 5).flatten(1).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pool(x), root)
 
 
 @pytest.mark.parametrize("name", POOLINGS)

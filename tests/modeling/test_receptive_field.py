@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -152,9 +154,10 @@ def test_networks_without_a_last_map_are_refused():
     with pytest.raises(ValueError, match=r"pools no feature map by any of .*MeanPool"):
         effective_receptive_field(vit_b_16(image_size=32), images(32, planes=3, count=1))
     dead = conv(3)
-    nn.init.zeros_(dead.weight)
-    with pytest.raises(ValueError, match="no pixel moves"):
-        effective_receptive_field(pooled(dead), images(8))
+    for weight in (0.0, math.nan, math.inf):
+        nn.init.constant_(dead.weight, weight)
+        with pytest.raises(ValueError, match="no pixel moves"):
+            effective_receptive_field(pooled(dead), images(8))
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.01, 1), (0.5, 8), (0.64, 8), (0.65, 9), (0.9, 10), (1, 10)])

@@ -96,6 +96,12 @@ def test_what_never_fits_is_one_line(data_dir, tmp_path, program, small_memory, 
     assert "CUDA out of memory; add --schedule.accumulate auto" in capsys.readouterr().err
 
 
+def test_a_norm_of_vectors_is_not_left_alone_with_one_image(data_dir, tmp_path, program, capsys):
+    flags = ("--model.body", "matched", "--model.width", "0.1", "--schedule.accumulate", "8")
+    assert program("train", *train_args(data_dir, tmp_path / "run", *flags)) == 2
+    assert "needs two images at a time: give --data.batch-size 16" in capsys.readouterr().err
+
+
 def test_rehearsed_steps_leave_no_trace():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     before = {name: value.clone() for name, value in model.state_dict().items()}

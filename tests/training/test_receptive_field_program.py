@@ -20,7 +20,7 @@ def strict_run(data_dir, tmp_path, program) -> Path:
 
 
 def test_two_networks_end_to_end(finished_run, strict_run, data_dir, tmp_path, program, capsys):
-    record, figure = tmp_path / "fields.json", tmp_path / "fields.svg"
+    record, figure = tmp_path / "records/fields.json", tmp_path / "figures/fields.svg"
     runs = (finished_run, strict_run)
     assert program("receptive_field", *runs, "--images", "5", "--record", record, "--figure", figure) == 0
     printed = capsys.readouterr().out

@@ -110,6 +110,15 @@ def test_updating_a_readme_changes_only_what_stands_between_the_markers(evaluate
     assert "no place for results" in capsys.readouterr().err
 
 
+def test_namesakes_in_a_document_are_told_apart(evaluated, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text((evaluated[0] / "sweep-test.json").read_text())
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- results: a.json b.json -->\n<!-- /results -->\n")
+    assert "| quickstart (a) |" in updated(readme)
+    assert "| quickstart (b) |" in updated(readme)
+
+
 @pytest.mark.parametrize("document", ["README.md", "docs/data.md", "docs/report.md"])
 def test_tables_of_the_documents_are_those_of_their_records(document):
     """Whoever changes a record or the report runs `python -m training.report --update DOCUMENT`."""
