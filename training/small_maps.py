@@ -2,10 +2,9 @@
 
 The last layers of a network have maps of a few positions and many features. There oneDNN's convolutions, above
 all those for the gradient of the weights, are slow on two kinds of processor: in bfloat16 they leave Intel's
-matrix units (AMX) idle for most of the time, and in float32 they take two to five times as long as they need
-where there is no AVX-512. One product of unfolded maps is quicker, and says the same but for rounding. On matrix
-units depthwise convolutions have the gradient of their weights sooner in float32. `training.benchmark train`
-measures what comes of it.
+matrix units (AMX) idle for most of the time, and in float32 they take long where there is no AVX-512. One product
+of unfolded maps is quicker, and says the same but for rounding. On matrix units depthwise convolutions have the
+gradient of their weights sooner in float32. `training.benchmark train` measures what comes of it.
 """
 
 import math
