@@ -159,11 +159,11 @@ def updated(file: Path) -> str:
     def block(found: re.Match[str]) -> str:
         sources = [file.parent / name for name in found[3].split()]
         records = [read_record(source) for source in sources]
-        if found[2] != "bands":  # which shows records of one model in one row
-            records = _told_apart(records, sources)
         strange = [record["kind"] for record in records if record["kind"] != "sweep"]
         if strange and found[2] != "results":
             raise DataError(f"{file}: {found[2]} compares records of training.evaluate, not of {strange[0]}")
+        if not strange and found[2] != "bands":  # which shows records of one model in one row
+            records = _told_apart(records, sources)
         return f"{found[1]}{results(records, found[2])}\n{found[4]}"
 
     return _BLOCK.sub(block, text)
