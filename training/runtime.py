@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from training import zero
 from training.config import ConfigError
-from training.small_maps import SmallMaps, slow_precision
+from training.small_maps import SmallMaps, has_matrix_units
 
 T = TypeVar("T")
 _PATIENCE = datetime.timedelta(hours=12)  # of ranks that wait while the first one scans a large data set
@@ -53,7 +53,7 @@ class Runtime:
     ) -> None:
         cpu = not torch.cuda.is_available()
         self.precision = resolve_precision(precision, cpu)
-        self.small_maps = self.precision == slow_precision()
+        self.small_maps = self.precision == "bf16" and has_matrix_units()
         self.zero = zero.stage()
         self._patience = datetime.timedelta(minutes=patience)
         self._store = _meet(cpu, self._patience)
@@ -147,7 +147,7 @@ class Runtime:
     @contextmanager
     def autocast(self) -> Iterator[None]:
         """Mixed precision for a forward pass, by what the processor is quick at."""
-        with self._mixed_precision(), SmallMaps(self.precision) if self.small_maps else nullcontext():
+        with self._mixed_precision(), SmallMaps() if self.small_maps else nullcontext():
             yield
 
     def _mixed_precision(self) -> AbstractContextManager:

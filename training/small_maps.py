@@ -1,10 +1,9 @@
-"""Convolutions of small maps on a CPU, as matrix products.
+"""Convolutions of small maps on a CPU's matrix units, as matrix products.
 
-The last layers of a network have maps of a few positions and many features. There oneDNN's convolutions, above
-all those for the gradient of the weights, leave Intel's matrix units (AMX) idle for most of the time in bfloat16,
-and in float32 they take long where there is no AVX-512. One product of unfolded maps is quicker, and says the same
-but for rounding. On matrix units depthwise convolutions have the gradient of their weights sooner in float32.
-`training.benchmark train` measures what comes of it.
+The last layers of a network have maps of a few positions and many features. There oneDNN's convolutions in
+bfloat16 leave Intel's matrix units (AMX) idle for most of the time, above all those for the gradient of the
+weights; one product of unfolded maps is quicker, and says the same but for rounding. Its depthwise convolutions
+have the gradient of their weights sooner in float32. `training.benchmark train` measures what comes of it.
 """
 
 import math
@@ -20,52 +19,39 @@ from torch.overrides import TorchFunctionMode
 
 Pair = tuple[int, int]
 
-# Where products were the quicker ones, on a Xeon with AMX and on an EPYC without AVX-512, by positions of the
-# output and by its features.
-_WEIGHTS_POSITIONS = 64  # for the gradient of the weights
-_WEIGHTS_FEATURES = {torch.bfloat16: 128, torch.float32: 512}
+# Where products were the quicker ones on a Xeon with AMX, by positions of the output and by its features.
+_WEIGHTS_POSITIONS, _WEIGHTS_FEATURES = 64, 128  # for the gradient of the weights
 _OTHER_POSITIONS, _OTHER_FEATURES = 16, 512  # for the answer, and for the gradient of the input
 
 _CAST = (torch.float32, torch.float16, torch.bfloat16)  # what autocast casts
 
 
-def slow_precision() -> str | None:
-    """The precision in which the processor that trains is slow at convolutions of small maps, if there is one."""
-    # Not fp32 where there is no AVX-512, though products are quicker there, too: with them one of the suite's
-    # trainings ended with another answer in the evaluator than in its last validation, and it is not known why.
-    return "bf16" if not torch.cuda.is_available() and torch.cpu._is_amx_tile_supported() else None
+def has_matrix_units() -> bool:
+    """Whether the processor that trains has what `SmallMaps` is for."""
+    return not torch.cuda.is_available() and torch.cpu._is_amx_tile_supported()
 
 
 class SmallMaps(TorchFunctionMode):
-    """Within it, `conv2d` in one precision takes the way that is quick for its shapes.
+    """Within it, `conv2d` under autocast to bfloat16 takes the way that is quick for its shapes.
 
-    Only on a CPU, only while gradients are taken, so that what a network answers at inference is not rounded
-    otherwise, and only where nothing is compiled or exported; everything else is left as it is. Gradients have no
-    gradients of their own, and `torch.func` does not know the way. A product takes memory for k·k times the input
-    of its convolution, one after the other.
-
-    Args:
-        precision: "bf16", for what autocast makes bfloat16, or "fp32", for what is float32 without it.
+    Only on a CPU, and only where nothing is compiled or exported; everything else is left as it is. Gradients have
+    no gradients of their own, and `torch.func` does not know the way. A product takes memory for k·k times the
+    input of its convolution, one after the other.
     """
-
-    def __init__(self, precision: str) -> None:
-        super().__init__()
-        self.dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Intercept convolutions."""
         kwargs = kwargs or {}
-        if func is F.conv2d and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            quick = _quick(self.dtype, *args, **kwargs)
+        if func is F.conv2d and not torch.compiler.is_compiling():
+            quick = _quick(*args, **kwargs)
             if quick is not None:
                 return quick
         return func(*args, **kwargs)
 
 
 def _quick(
-    dtype: torch.dtype,
     input: Tensor,  # as torch calls it
     weight: Tensor,
     bias: Tensor | None = None,
@@ -77,17 +63,15 @@ def _quick(
     """The convolution, or None where torch's own is as quick, or is asked for something else."""
     stride, padding, dilation = (v if isinstance(v, Sequence) else (v, v) for v in (stride, padding, dilation))
     as_usual = len(stride) == len(padding) == 2 and min(stride) > 0 and (*dilation,) == (1, 1)
-    if not (as_usual and _fit(input, weight, bias, groups) and _is_taken_in(dtype, input, weight, bias)):
+    if not (as_usual and _fit(input, weight, bias, groups) and _is_cast(input, weight, bias)):
         return None
     size = _map_size(input, weight.shape[2:], stride, padding)
     features, planes = len(weight), input.shape[1]
-    many = features >= max(_WEIGHTS_FEATURES[dtype], planes)
-    dense = groups == 1 and math.prod(size) <= _WEIGHTS_POSITIONS and many
-    depthwise = dtype == torch.bfloat16 and 1 < groups == features == planes
+    dense = groups == 1 and math.prod(size) <= _WEIGHTS_POSITIONS and features >= max(_WEIGHTS_FEATURES, planes)
     empty = min(*size, *input.shape) < 1 or min(padding) < 0  # torch knows what to say
-    if empty or not (dense or depthwise):
+    if empty or not (dense or 1 < groups == features == planes):
         return None
-    tensors = [None if t is None else t.to(dtype) for t in (input, weight, bias)]
+    tensors = [None if t is None else t.to(torch.bfloat16) for t in (input, weight, bias)]
     return _Convolution.apply(*tensors, tuple(stride), tuple(padding), groups)
 
 
@@ -97,12 +81,10 @@ def _fit(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> bool:
     return batched and (bias is None or bias.shape == weight.shape[:1])
 
 
-def _is_taken_in(dtype: torch.dtype, *tensors: Tensor | None) -> bool:
-    """Whether torch's own convolution of these would be in this type: by autocast, or for they are of it."""
-    cast = torch.is_autocast_enabled("cpu")
-    if (torch.get_autocast_dtype("cpu") if cast else torch.float32) != dtype:
-        return False
-    return all(t is None or (t.is_cpu and t.dtype in (_CAST if cast else (dtype,))) for t in tensors)
+def _is_cast(*tensors: Tensor | None) -> bool:
+    """Whether autocast makes bfloat16 of all these."""
+    enabled = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return enabled and all(t is None or (t.is_cpu and t.dtype in _CAST) for t in tensors)
 
 
 class _Convolution(torch.autograd.Function):
@@ -142,7 +124,7 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, paddi
     for i, j in product(*map(range, kernel)):  # windows overlap, but not at the same place of the kernel
         windows[:, :, :, i, j] += products[:, :, :, i, j]
     inside = wide[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
-    return inside.to(x.dtype).contiguous().permute(0, 3, 1, 2)
+    return inside.to(x.dtype, memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, groups: int) -> Tensor:

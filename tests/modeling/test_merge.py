@@ -123,6 +123,12 @@ def test_layers_that_stand_there_twice_stay_twice():
     ):
         settle(layers, (8, 3, 6, 6))
         assert torch.allclose(merged(layers)(x), layers(x), atol=1e-5)
+        assert not merged(layers.train()).training
+
+
+def test_a_network_without_values_can_be_printed():
+    assert str(AnnealedReLU()) == "AnnealedReLU(slope=0)"
+    assert str(AnnealedReLU().to("meta")) == "AnnealedReLU()"
 
 
 def test_parts_that_a_module_does_without_are_no_trouble():
