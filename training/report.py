@@ -147,6 +147,8 @@ def _told_apart(records: Sequence[Record], sources: Sequence[Path]) -> list[Reco
 def updated(file: Path) -> str:
     """The text of a Markdown file with every table of results made anew from the records it names.
 
+    What the notes of several tables of a kind have in common is said under the first.
+
     Raises:
         DataError: the file names no records, or one of them cannot be read.
     """
@@ -156,6 +158,8 @@ def updated(file: Path) -> str:
             f"{file}: no place for results; add the lines <!-- results: RECORD… --> and <!-- /results -->"
         )
 
+    first_notes: dict[tuple[str, str], str] = {}
+
     def block(found: re.Match[str]) -> str:
         sources = [file.parent / name for name in found[3].split()]
         records = [read_record(source) for source in sources]
@@ -164,9 +168,21 @@ def updated(file: Path) -> str:
             raise DataError(f"{file}: {found[2]} compares records of training.evaluate, not of {strange[0]}")
         if not strange and found[2] != "bands":  # which shows records of one model in one row
             records = _told_apart(records, sources)
-        return f"{found[1]}{results(records, found[2])}\n{found[4]}"
+        table, note = results(records, found[2])
+        first = first_notes.get((found[2], records[0]["kind"]))
+        first_notes.setdefault((found[2], records[0]["kind"]), note)
+        return f"{found[1]}{table}\n\n{note if first is None else _beyond(first, note)}\n{found[4]}"
 
     return _BLOCK.sub(block, text)
+
+
+def _beyond(first: str, note: str) -> str:
+    """What a note says beyond that of the first table of its kind in a document, if it is built alike."""
+    known, said = (re.split(r"(?<=\.) ", text) for text in (first, note))
+    new = [sentence for sentence in said if sentence not in known]
+    if len(new) == len(said) or len(said) != len(known):
+        return note
+    return " ".join([*new, "All else as under the first such table." if new else "As under the first such table."])
 
 
 def _record_file(source: Path, split: str) -> Path:

@@ -42,7 +42,7 @@ def test_every_loader_is_measured_and_kept_as_a_record(data_dir, tmp_path, progr
     head, *rows = loader_rows([record])
     assert head[1].startswith("data to 32 px")
     assert [row[0] for row in rows] == list(record["rates"])
-    assert record["provenance"]["commit"][:12] in results([record])
+    assert record["provenance"]["commit"][:12] in results([record])[1]
 
 
 def test_a_folder_of_images_needs_no_lists(data_dir, tmp_path, program):
@@ -111,7 +111,7 @@ def test_table_of_stems(stem_record):
     assert rows[1][2].startswith(f"{rates['plain'][0] / rates['any-channel'][0]:.2f} (")  # time, not speed
     assert rows[1][-1].startswith(f"{record['kernels']['B']['percent']['any-channel']['median']:.2f} (")
     assert rows[2][-1] == rows[3][-1] == "–"
-    assert record["provenance"]["commit"][:12] in results([record])
+    assert record["provenance"]["commit"][:12] in results([record])[1]
     assert "1 rounds of 0.01 s of the processor's time on" in stem_note([record])
     record["settings"]["clock"] = "wall"
     assert "1 rounds of 0.01 s on" in stem_note([record])
@@ -165,7 +165,7 @@ def test_networks_are_compared_with_the_first(finished_run, data_dir, tmp_path, 
     assert first[1:] == ["1.00 (1.00–1.00)"] * 3
     rates = record["parts"]["inference"]["rates"]
     assert second[2].startswith(f"{rates['quickstart'][0] / rates['flat'][0]:.2f} (")  # time, not speed
-    assert "at 32 px, 2 images" in results([record])
+    assert "at 32 px, 2 images" in results([record])[1]
     _check_records_will_do(finished_run, other, tmp_path, program, capsys)
     assert program("benchmark", "networks", finished_run, finished_run) == 2
     assert "called the same" in capsys.readouterr().err
@@ -224,9 +224,9 @@ def test_a_sweep_is_timed_against_evaluations_of_each_set(data_dir, tmp_path, pr
     record = read_record(file)
     assert list(record["rates"]) == [SWEEP, EACH, DECODING, FORWARD]
     assert record["ratios"] == ratios(record["rates"], 7)
-    table = results([record])
+    table, note = results([record])
     assert f"| resnet10, data to 32 px | {record['ratios']['evaluations']['median']:.2f} (" in table
-    assert "7 channel sets, 7 images in batches of 4, fp32" in table
+    assert "7 channel sets, 7 images in batches of 4, fp32" in note
 
 
 def test_ratios_of_a_sweep_are_of_times_within_a_round():

@@ -119,6 +119,25 @@ def test_namesakes_in_a_document_are_told_apart(evaluated, tmp_path):
     assert "| quickstart (b) |" in updated(readme)
 
 
+def test_what_tables_of_a_document_have_in_common_is_said_once(evaluated, tmp_path):
+    record = read_record(evaluated[0] / "sweep-test.json")
+    (tmp_path / "here.json").write_text(json.dumps(record))
+    here, record["trained"]["hardware"] = record["trained"]["hardware"], "another machine"
+    (tmp_path / "there.json").write_text(json.dumps(record))
+    readme = tmp_path / "README.md"
+    names = {"results": ["here", "here", "there"], "networks": ["there", "here"]}
+    tables = [f"<!-- {kind}: {name}.json -->\n<!-- /{kind} -->\n" for kind in names for name in names[kind]]
+    readme.write_text("".join(tables))
+    notes = [part.splitlines()[-1] for part in re.split(r"\n<!-- /.*", updated(readme))[:-1]]
+    assert notes[0].startswith("One set of weights per row;")
+    assert notes[1] == "As under the first such table."
+    assert notes[2].startswith("Trained on another machine, at commit ")
+    assert notes[2].endswith(". All else as under the first such table.")
+    assert notes[3].startswith("On RGB, n = ")
+    assert notes[3].endswith("Trained on another machine.")
+    assert notes[4] == f"Trained on {here}. All else as under the first such table."
+
+
 @pytest.mark.parametrize("document", ["README.md", "docs/data.md", "docs/report.md"])
 def test_tables_of_the_documents_are_those_of_their_records(document):
     """Whoever changes a record or the report runs `python -m training.report --update DOCUMENT`."""

@@ -18,8 +18,8 @@ from training.reporting.answers import (
 from training.reporting.blocks import Cell, Rows, markdown_table, shaded
 
 
-def results(records: Records, kind: str = "results") -> str:
-    """A table of some records, with its note, as Markdown.
+def results(records: Records, kind: str = "results") -> tuple[str, str]:
+    """A table of some records as Markdown, and its note: what a reader must know to read it.
 
     Args:
         records: of one kind.
@@ -28,16 +28,13 @@ def results(records: Records, kind: str = "results") -> str:
     Raises:
         DataError: the records are of different kinds, or cannot be compared.
     """
-    if kind in COMPARISONS:
-        rows, note = COMPARISONS[kind]
-        return f"{markdown_table(rows(records))}\n\n{note(records)}"
     kinds = {record["kind"] for record in records}
-    if len(kinds) > 1:
+    if kind not in COMPARISONS and len(kinds) > 1:
         raise DataError(
             f"records of {' and '.join(sorted(kinds))} cannot stand in one table; make a table of each"
         )
-    rows, note = TABLES[kinds.pop()]
-    return f"{markdown_table(rows(records))}\n\n{note(records)}"
+    rows, note = COMPARISONS[kind] if kind in COMPARISONS else TABLES[kinds.pop()]
+    return markdown_table(rows(records)), note(records)
 
 
 def accuracy_rows(records: Records) -> Rows:
