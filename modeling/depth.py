@@ -16,7 +16,7 @@ NAME is a body of ours, as resnet18, or torchvision/NAME for a classifier of tor
   between them are one map, together with BatchNorm at inference, sums, means, and all that moves values about; a
   map without a layer does not count. Whatever is not known to be affine is taken for nonlinear, LayerNorm and
   products of activations among them, so D2 may be too large, and too small only where D1 missed a
-  layer. That the maps are affine is shown by `modeling.affine.prove`, by numbers: random inputs in double precision.
+  layer. That the maps are affine is shown by `modeling.affine.prove`, by numbers: on random inputs in float64.
 - D3, distinct weights on the path of D1: a recurrent cell counts its weight once, however often it is applied. A
   weight and its transpose, or two slices of one parameter, are two.
 

@@ -16,9 +16,9 @@ All have D0 = 4, with stem and head:
 
 Covariance pooling adds a learned map to D1 and D3, to D2 only where a nonlinearity stands before it (`strict`,
 `matched`, `recurrent`), and to D1 the products that make a covariance and its root, too.
-Blocks of `attention` and `graph` begin with a depthwise 3×3, which tells positions and is a layer of the path. Where
-both layers keep the resolution, a mean over 2×2 positions stands between them, with a linear map to another width in
-all but `recurrent`. All take images from 32 px on.
+Blocks of `attention` and `graph` begin with a depthwise 3×3, which tells positions and is a layer of the path.
+Where both layers keep the resolution, a mean over 2×2 positions stands between them, with a linear map to another
+width in all but `recurrent`. All take images from 32 px on.
 """
 
 from collections import OrderedDict
