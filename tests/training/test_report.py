@@ -144,6 +144,23 @@ def test_tables_of_the_documents_are_those_of_their_records(document):
     assert updated(ROOT / document) == (ROOT / document).read_text()
 
 
+def intervals(text):
+    """Intervals, each with the figure before it: 0.967 (0.930–1.009), and 0.967, 0.930–1.009 within brackets."""
+    found = re.findall(r"(?:([\d.]+)(?:,? | \())?(\d+\.\d+–\d+\.\d+)", re.sub(r"\s+", " ", text))
+    return {(figure, interval) for figure, interval in found}
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/report.md"])
+def test_intervals_in_prose_stand_in_a_table_made_from_records(document):
+    tables = r"<!-- (\w+): .*?<!-- /\1 -->"
+    texts = [(ROOT / name).read_text() for name in ("README.md", "docs/report.md")]
+    made = intervals(" ".join(found[0] for text in texts for found in re.finditer(tables, text, re.DOTALL)))
+    told = intervals(re.sub(tables, "", (ROOT / document).read_text(), flags=re.DOTALL))
+    assert len(told) > 5
+    alone = {("", interval) for _, interval in made}  # told without its figure, as of two in a row
+    assert {(figure.removesuffix("."), interval) for figure, interval in told} <= made | alone
+
+
 def test_worst_over_all_channels():
     def record(name, accuracies):
         scores = {s: {"accuracy": a, "low": a, "high": a} for s, a in zip(SETS, accuracies, strict=True)}
